@@ -1,0 +1,33 @@
+#!/bin/sh
+# Makes .venv with everything PocketGrid and its tests need, pinned and checked by hash. Idempotent: what is already
+# there is left alone. Needs Python 3.11 or newer with venv; as root on Debian it installs the latter itself.
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+
+fail() {
+    echo "setup: $1" >&2
+    exit 1
+}
+
+command -v "$python" >/dev/null || fail "no $python on PATH; install Python 3.11 or newer, or name one: make PYTHON=..."
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$($python --version) is too old; install Python 3.11 or newer, or name one: make PYTHON=..."
+
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "setup: installing python3-venv"
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
+    else
+        fail "$python cannot make virtual environments; run: sudo apt-get install python3-venv"
+    fi
+fi
+
+stamp=.venv/.pocketgrid-$(cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
+[ -e "$stamp" ] && exit 0
+echo "setup: making .venv (a minute or two the first time)"
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r constraints.txt
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+rm -f .venv/.pocketgrid-*
+touch "$stamp"

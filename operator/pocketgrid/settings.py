@@ -1,0 +1,88 @@
+"""Everything that can be tuned, in one frozen tree.
+
+Built once in the composition root; nothing else reads the environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How the engine paces itself."""
+
+    tick_seconds: float = 0.25
+    """How often deadlines and stragglers are looked at."""
+
+    reconnect_grace_seconds: float = 1.0
+    """How long a device whose link broke keeps its leases. Long enough for a reconnect on the same network, short
+    enough that a lost device's leases go out again within three seconds."""
+
+    lease_slack: float = 3.0
+    """A lease may take this many times the expected time before its shards go elsewhere."""
+
+    lease_minimum_seconds: float = 30.0
+    """Shortest lease deadline: below it, a pause of the device's owner would look like a failure."""
+
+    readmission_seconds: float = 15.0
+    """How often a refusal that may heal by itself (a missing file, an unknown class) is looked at again."""
+
+    model_retry_seconds: float = 60.0
+    """How long a device that could not load a model is left alone with it."""
+
+    orphan_bytes: int = 64 << 20
+    """Results for jobs not known yet that are kept while the operator is still reading its jobs after a start; beyond
+    it they are dropped, and devices bring them again when they next connect."""
+
+    commit_queue_bytes: int = 64 << 20
+    """Results waiting for the disk, for one job; while it is full, devices of that job are not read from."""
+
+    encode_threads: int = 2
+    """Threads that read and encode items. The work is in libraries that release the interpreter lock."""
+
+    message_bytes: int = 1 << 20
+    """Shards are put together into lease messages up to this size."""
+
+    completed_text_limit: int = 8192
+    """Characters of `status.completedShards`; a job's status stays far below etcd's limits whatever happens."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """Where devices connect, and how soon a dead link is noticed."""
+
+    host: str = "127.0.0.1"
+    """Loopback until the platform team decides otherwise."""
+
+    port: int = 0
+    """0 picks a free one."""
+
+    server_names: tuple[str, ...] = ("localhost", "127.0.0.1")
+    """Names and addresses the gateway's certificate is good for."""
+
+    heartbeat_seconds: float = 2.0
+    """How often devices report."""
+
+    silence_seconds: float = 8.0
+    """A link on which nothing arrived for so long is dead: three missed heartbeats, and below ten seconds."""
+
+    hello_seconds: float = 10.0
+    """How long a new stream may take to say who it is."""
+
+    send_queue_messages: int = 4096
+    """Messages waiting for one device, beyond which its link is closed: it has stopped reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole tree.
+
+    Attributes:
+        state_dir: certificates and the model store; must survive a restart of the operator.
+    """
+
+    state_dir: Path
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
