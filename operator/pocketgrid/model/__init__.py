@@ -1,0 +1,1 @@
+"""Vocabulary: what the grid talks about, as frozen data. Pure; knows no protocol, file or cluster."""

@@ -1,0 +1,142 @@
+"""What the grid knows of a device: facts it states, vitals it reports, and how Kubernetes sees its Node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pocketgrid.model.ids import DeviceName, ModelDigest
+from pocketgrid.model.selectors import LabelSelector, Taint
+
+LABEL_PREFIX = "pocketgrid.dev/"
+DEVICE_TAINT_KEY = LABEL_PREFIX + "device"
+"""Keeps Pods off the Node of a device that has no kubelet; the grid itself looks past it."""
+
+
+class DeviceKind(StrEnum):
+    """What sort of machine a device takes itself for."""
+
+    PHONE = "phone"
+    SBC = "sbc"
+    LAPTOP = "laptop"
+    DESKTOP = "desktop"
+    SERVER = "server"
+
+
+class Network(StrEnum):
+    """How a device reaches us, as far as it can tell."""
+
+    UNKNOWN = "unknown"
+    ETHERNET = "ethernet"
+    WIFI = "wifi"
+    CELLULAR = "cellular"
+    LOOPBACK = "loopback"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What a device says of itself when it attaches; fixed for the life of its process.
+
+    Attributes:
+        arch: as Kubernetes writes it: amd64, arm64, arm.
+        os: as Kubernetes writes it: linux, android.
+        simd: instruction set extensions that change numerics or speed, sorted.
+        providers: onnxruntime execution providers.
+        memory_bytes: physical memory.
+        engine: inference engine and version, such as ``onnxruntime 1.32.0``.
+        opset: newest default operator set the engine runs; 0 if unknown.
+    """
+
+    kind: DeviceKind
+    arch: str
+    os: str
+    cores: int
+    memory_bytes: int
+    simd: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    model_name: str = ""
+    agent_version: str = ""
+    engine: str = ""
+    opset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """How a device feels. None means it cannot tell, which is not zero."""
+
+    load1: float | None = None
+    memory_available_bytes: int | None = None
+    battery_percent: float | None = None
+    charging: bool | None = None
+    temperature_celsius: float | None = None
+    network: Network = Network.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Credits:
+    """How much unanswered work a device is willing to hold.
+
+    Attributes:
+        shards: number of shards handed out and not yet answered.
+        bytes: sum of their input bytes.
+    """
+
+    shards: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIdentity:
+    """Who attached.
+
+    Attributes:
+        name: the device.
+        boot_id: random for each start of the agent, so that a restart is told from a reconnect.
+        owner: who is responsible for the device; replicas go to different owners.
+        node_name: the existing Node the agent runs on, or empty if the device has no kubelet.
+        slots: how many shards it computes at once.
+        cached_models: digests it need not fetch.
+    """
+
+    name: DeviceName
+    boot_id: str
+    owner: str
+    facts: DeviceFacts
+    slots: int
+    credits: Credits
+    node_name: str = ""
+    cached_models: frozenset[ModelDigest] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What of a Kubernetes Node bears on work: in local mode, made from the device's facts."""
+
+    name: DeviceName
+    labels: Mapping[str, str]
+    taints: tuple[Taint, ...] = ()
+    unschedulable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareClass:
+    """A named set of nodes, written by the platform team."""
+
+    name: str
+    selector: LabelSelector
+
+
+def device_labels(identity: DeviceIdentity) -> dict[str, str]:
+    """Labels a device's Node gets: the well-known ones, then ours; what the agent was told to add yields."""
+    facts = identity.facts
+    return {
+        **identity.labels,
+        "kubernetes.io/arch": facts.arch,
+        "kubernetes.io/os": "linux" if facts.os == "android" else facts.os,
+        "kubernetes.io/hostname": identity.name,
+        LABEL_PREFIX + "os": facts.os,
+        LABEL_PREFIX + "kind": facts.kind.value,
+        LABEL_PREFIX + "owner": identity.owner,
+    }

@@ -1,0 +1,127 @@
+"""What the engine shows of itself: immutable views for status, command line and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pocketgrid.model.device import DeviceIdentity, Vitals
+from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
+from pocketgrid.model.job import JobSpec
+
+
+class Stage(StrEnum):
+    """Where a job stands. Not for users: conditions are what they see."""
+
+    ADMITTING = "Admitting"
+    """Model and data are being looked at."""
+    REFUSED = "Refused"
+    """It can never run as it is written."""
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    FINISHING = "Finishing"
+    """All shards are committed; the last parts and the manifest are being written."""
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    REMOVED = "Removed"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing more will happen, unless the user edits a refused job."""
+        return self in (Stage.REFUSED, Stage.COMPLETE, Stage.FAILED, Stage.REMOVED)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why something is as it is: a CamelCase reason and a sentence."""
+
+    reason: str
+    message: str
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """One job at one moment.
+
+    Attributes:
+        obstacle: why no device works on it although it could run (NoReadyNodes, NoMatchingNodes, ...), or None.
+        trouble: what keeps the engine from making progress on its own side, such as a full disk, or None.
+        explanation: for REFUSED and FAILED, why.
+        items, items_done, items_failed: of the whole data set; done includes failed.
+        items_per_shard: 0 until the grid has chosen.
+        completed_text: completed shards, as in an Indexed Job; may be truncated.
+        devices: how many devices hold leases, by hardware class ("" if it matches none).
+        throughput: items per second over the last half minute; 0 if nothing was committed.
+        started, finished: seconds since the Unix epoch, 0 if not yet.
+        attempts_lost: attempts whose device vanished, ran late or failed; never held against the job.
+        copies: second copies handed out for stragglers.
+    """
+
+    spec: JobSpec
+    stage: Stage
+    explanation: Explanation | None = None
+    obstacle: Explanation | None = None
+    trouble: Explanation | None = None
+    items: int = 0
+    items_done: int = 0
+    items_failed: int = 0
+    items_per_shard: int = 0
+    shards: int = 0
+    shards_done: int = 0
+    shards_active: int = 0
+    completed_text: str = ""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    throughput: float = 0.0
+    started: float = 0.0
+    finished: float = 0.0
+    attempts_lost: int = 0
+    copies: int = 0
+    duplicates: int = 0
+    manifest_uri: str = ""
+
+    @property
+    def uid(self) -> JobUid:
+        """Identity of the job."""
+        return self.spec.uid
+
+
+class Presence(StrEnum):
+    """Whether a device can be reached."""
+
+    CONNECTED = "Connected"
+    UNKNOWN = "Unknown"
+    """Its link broke a moment ago; its leases still stand."""
+    LOST = "Lost"
+    """Its leases went elsewhere; what it still brings is welcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """One device at one moment.
+
+    Attributes:
+        classes: hardware classes its Node belongs to, sorted.
+        schedulable: whether new leases may go there (attached, not cordoned, not draining).
+        speeds: measured items per second by model.
+        leased_shards: handed out and unanswered.
+        last_seen: seconds since the Unix epoch.
+        items_done: items committed from this device since the engine started.
+    """
+
+    identity: DeviceIdentity
+    presence: Presence
+    vitals: Vitals
+    classes: tuple[str, ...]
+    schedulable: bool
+    speeds: Mapping[ModelDigest, float]
+    leased_shards: int
+    last_seen: float
+    items_done: int
+    jobs: tuple[JobUid, ...] = ()
+
+    @property
+    def name(self) -> DeviceName:
+        """Name of the device, its Node and its EdgeNode."""
+        return self.identity.name
