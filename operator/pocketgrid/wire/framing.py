@@ -1,0 +1,161 @@
+"""Limits of the link, and cutting messages that are larger than one of them.
+
+Both ends share this module, so that neither can send what the other refuses. gRPC refuses messages above 4 MiB by
+default, and one message of many MiB would hold up heartbeats behind it; so a large message travels as several
+`Fragment`s which follow each other without another message between them. The sender therefore hands all pieces of
+one message to the stream before the next message; there is one sender per stream anyway.
+
+Not here: what the messages mean, and how a stream is opened or kept alive.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from pocketgrid.errors import InternalError, ProtocolError
+from pocketgrid.wire.v1 import agent_pb2 as pb
+
+PROTOCOL_VERSION = 1
+"""What `Hello.protocol_version` and `Welcome.protocol_version` say."""
+
+FRAGMENT_BYTES = 1 << 20
+"""Largest message that travels whole, and largest `Fragment.data`."""
+
+MESSAGE_BYTES = 64 << 20
+"""Largest message that travels at all."""
+
+MODEL_CHUNK_BYTES = 256 << 10
+"""Largest `ModelChunk.data`."""
+
+MAX_FRAGMENTS = -(-MESSAGE_BYTES // FRAGMENT_BYTES) * 4
+"""Most pieces one message may come in; a sender on a slow line may cut finer than it must."""
+
+KEEPALIVE_TIME_MS = 5_000
+KEEPALIVE_TIMEOUT_MS = 4_000
+"""HTTP/2 pings find a half-open link within 9 s. The gateway must allow pings this frequent
+(`grpc.http2.min_recv_ping_interval_without_data_ms`), or gRPC closes the connection with "too many pings"."""
+
+AUTHORIZATION_KEY = "authorization"
+"""Metadata of every call: ``Bearer <join secret>``."""
+
+SESSION_KEY = "pocketgrid-session"
+"""Metadata of FetchModel: `Welcome.session_id`."""
+
+MessageT = TypeVar("MessageT", pb.DeviceMessage, pb.GatewayMessage)
+
+# What grows with tensors, models or fleets. Asking a message for its size costs about as much as serialising it,
+# so the many small messages that can never be too large are not asked.
+_MAY_BE_LARGE = frozenset(
+    {"hello", "results", "lease", "work_order", "returned", "revoke", "settled", "cancel", "fragment"}
+)
+
+
+def split(message: MessageT, *, fragment_bytes: int = FRAGMENT_BYTES) -> list[MessageT]:
+    """Cut a message into what the link carries.
+
+    Args:
+        message: not itself a fragment.
+        fragment_bytes: largest piece, at most `FRAGMENT_BYTES` and at least 256 KiB.
+
+    Returns:
+        The message itself, unchanged, if it is small enough; otherwise its fragments, in order.
+
+    Raises:
+        InternalError: it is larger than `MESSAGE_BYTES`, or is a fragment.
+    """
+    body = message.WhichOneof("body")
+    if body not in _MAY_BE_LARGE:
+        return [message]
+    if body == "fragment":
+        raise InternalError("a fragment was about to be cut into fragments; cut the whole message once")
+    size = message.ByteSize()
+    if size <= fragment_bytes:
+        return [message]
+    if size > MESSAGE_BYTES:
+        raise InternalError(
+            f"a {body} message of {size} bytes exceeds the {MESSAGE_BYTES} bytes this protocol carries; "
+            "use smaller shards"
+        )
+    if not MESSAGE_BYTES // MAX_FRAGMENTS <= fragment_bytes <= FRAGMENT_BYTES:
+        raise InternalError(f"fragments of {fragment_bytes} bytes are outside what the other side accepts")
+    serialised = memoryview(message.SerializeToString())
+    total = -(-len(serialised) // fragment_bytes)
+    kind = type(message)
+    return [
+        kind(
+            fragment=pb.Fragment(
+                index=index,
+                total=total,
+                data=bytes(serialised[index * fragment_bytes : (index + 1) * fragment_bytes]),
+            )
+        )
+        for index in range(total)
+    ]
+
+
+class Reassembler(Generic[MessageT]):
+    """Puts the messages of one stream together again. One per stream and direction; not thread-safe.
+
+    Holds at most `limit_bytes` of one unfinished message. After a ProtocolError the stream must be closed: what
+    follows cannot be understood.
+    """
+
+    def __init__(self, kind: type[MessageT], *, limit_bytes: int = MESSAGE_BYTES) -> None:
+        self._kind: type[MessageT] = kind
+        self._limit_bytes = limit_bytes
+        self._pieces: list[bytes] = []
+        self._total = 0
+        self._size = 0
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of an unfinished message held at the moment."""
+        return self._size
+
+    def feed(self, message: MessageT) -> MessageT | None:
+        """Take what arrived next.
+
+        Returns:
+            A whole message, or None if it was a piece and more are to come.
+
+        Raises:
+            ProtocolError: pieces out of order, mixed with other messages, oversize or unreadable.
+        """
+        if message.WhichOneof("body") != "fragment":
+            if self._pieces:
+                raise ProtocolError(
+                    f"a whole message arrived between pieces {len(self._pieces) - 1} and {len(self._pieces)} "
+                    f"of {self._total} of another"
+                )
+            return message
+        fragment = message.fragment
+        data = fragment.data
+        self._check(fragment.index, fragment.total, len(data))
+        self._total = fragment.total
+        self._pieces.append(data)
+        self._size += len(data)
+        if len(self._pieces) < self._total:
+            return None
+        serialised = b"".join(self._pieces)
+        self._pieces, self._total, self._size = [], 0, 0
+        try:
+            whole = self._kind.FromString(serialised)
+        except DecodeError as error:
+            raise ProtocolError(f"pieces add up to {len(serialised)} bytes that are no message") from error
+        if whole.WhichOneof("body") == "fragment":
+            raise ProtocolError("pieces add up to another piece")
+        return whole
+
+    def _check(self, index: int, total: int, size: int) -> None:
+        if not 0 < size <= FRAGMENT_BYTES:
+            raise ProtocolError(f"a piece of {size} bytes; allowed are 1 to {FRAGMENT_BYTES}")
+        if not 2 <= total <= MAX_FRAGMENTS:
+            raise ProtocolError(f"a message in {total} pieces; allowed are 2 to {MAX_FRAGMENTS}")
+        if self._pieces and total != self._total:
+            raise ProtocolError(f"pieces of a message in {self._total} and of one in {total} are mixed")
+        if index != len(self._pieces):
+            raise ProtocolError(f"piece {index} of {total} arrived where piece {len(self._pieces)} was due")
+        if self._size + size > self._limit_bytes:
+            raise ProtocolError(f"a message of more than {self._limit_bytes} bytes")
