@@ -1,0 +1,1 @@
+"""A job's state machine: events in, effects out. Pure."""

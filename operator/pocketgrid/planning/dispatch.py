@@ -1,0 +1,168 @@
+"""What a device with room for work gets next: which job, and how many shards of it.
+
+Leases are cut when they are handed out, never in advance. Each is a few seconds of work on the device that gets it,
+and towards the end of a job it shrinks to the device's share of what is left (guided self-scheduling, Polychronopoulos
+and Kuck 1987, weighted by speed), so that devices of very different speed finish together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pocketgrid.model.ids import DeviceName, JobUid
+from pocketgrid.planning.speed import SpeedEstimate
+
+REFILL_BELOW = 0.5
+"""A device asks for more when less than this share of a full lease is left: early enough to hide a round trip."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLoad:
+    """One device in one planning cycle.
+
+    Attributes:
+        backlog_s: seconds of work handed out and unanswered, at the device's own speed.
+        leased_shards: handed out and unanswered.
+        credit_shards, credit_bytes: all the device is willing to hold.
+        leased_bytes: of inputs handed out and unanswered.
+        slots: shards it computes at once.
+        jobs: jobs the device counts as working for.
+    """
+
+    name: DeviceName
+    backlog_s: float
+    leased_shards: int
+    leased_bytes: float
+    credit_shards: int
+    credit_bytes: int
+    slots: int
+    jobs: frozenset[JobUid]
+
+
+@dataclass(frozen=True, slots=True)
+class JobDemand:
+    """One job in one planning cycle, as seen by one device.
+
+    Attributes:
+        pending_shards: not handed out to anybody; None while the cut is not chosen yet.
+        active_shards: handed out and unanswered, by any device.
+        items_per_shard: 0 while the cut is not chosen yet.
+        bytes_per_shard: estimate of what a shard's inputs weigh.
+        working: how many devices count as working for it.
+        total_speed: items per second of those devices together, where known.
+        speed: of the device in question at this job, or None until the device has loaded the model.
+    """
+
+    uid: JobUid
+    priority: int
+    created: float
+    lease_seconds: float
+    pending_shards: int | None
+    active_shards: int
+    items_per_shard: int
+    bytes_per_shard: float
+    working: int
+    total_speed: float
+    max_nodes: int
+    speed: SpeedEstimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Let the device load the job's model."""
+
+    job: JobUid
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Hand the device so many shards of the job, lowest numbers first."""
+
+    job: JobUid
+    shards: int
+
+
+Decision = Prepare | Grant
+
+
+def is_hungry(load: DeviceLoad, lease_seconds: float) -> bool:
+    """Whether the device has room for more work of a job with leases of `lease_seconds`."""
+    if load.leased_shards >= load.credit_shards:
+        return False
+    if load.leased_shards == 0:
+        return True
+    if load.leased_bytes > load.credit_bytes * REFILL_BELOW or load.leased_shards > load.credit_shards * REFILL_BELOW:
+        return False
+    # One shard waiting behind each running one hides the round trip even when a shard outlasts a lease.
+    return load.leased_shards < 2 * load.slots or load.backlog_s < lease_seconds * REFILL_BELOW
+
+
+def decide(load: DeviceLoad, demands: Sequence[JobDemand]) -> Decision | None:
+    """The next step for one device, given the jobs it is eligible for; None if there is nothing to do.
+
+    Higher priority first; among equals, the job with the fewest devices, then the oldest. A device that already
+    works for a job does not count against it, which is what keeps devices from swapping jobs back and forth. A job of
+    which everything is handed out still has devices prepared for it: they may soon relieve a slow one.
+    """
+    for demand in sorted(demands, key=lambda d: _rank(load, d)):
+        mine = demand.uid in load.jobs
+        if demand.max_nodes and not mine and demand.working >= demand.max_nodes:
+            continue
+        if demand.speed is None:
+            # Being prepared already: wait for it, but do not let it bar the device from other work.
+            if mine:
+                continue
+            return Prepare(demand.uid)
+        if not demand.pending_shards or not is_hungry(load, demand.lease_seconds):
+            continue
+        shards = lease_shards(load, demand, demand.speed)
+        if shards:
+            return Grant(demand.uid, shards)
+    return None
+
+
+def lease_shards(load: DeviceLoad, demand: JobDemand, speed: SpeedEstimate) -> int:
+    """How many shards to hand out to a hungry device; 0 if what it has is its share of what is left."""
+    pending = demand.pending_shards or 0
+    rate = speed.items_per_second * load.slots
+    shard_s = demand.items_per_shard / rate
+    by_time = max(demand.lease_seconds - load.backlog_s, 0.0) / shard_s
+    left = pending + demand.active_shards
+    fair_share = left * min(1.0, rate / max(demand.total_speed, rate)) - load.leased_shards
+    wanted = math.floor(min(by_time, fair_share))
+    # One shard behind each running one keeps a device busy while its answer travels.
+    wanted = max(wanted, min(2 * load.slots, max(math.ceil(fair_share), load.slots)) - load.leased_shards)
+    room: float = load.credit_shards - load.leased_shards
+    if demand.bytes_per_shard > 0:
+        by_bytes = (load.credit_bytes - load.leased_bytes) / demand.bytes_per_shard
+        # A shard larger than all credit must still be possible, one at a time.
+        room = min(room, max(by_bytes, 1 if load.leased_shards == 0 else 0))
+    return max(0, min(wanted, math.floor(room), pending))
+
+
+def choose_items_per_shard(
+    speed: SpeedEstimate,
+    bytes_per_item: float,
+    items: int,
+    slots: int,
+    limits: Mapping[str, float] | None = None,
+) -> int:
+    """Cut for a job whose user left it to the grid, from the first device that measured itself.
+
+    A shard is 100 ms of computing: enough that the half millisecond of coordination is lost in it, little enough to
+    lose. It is at most 768 KiB, so that a shard is one message, and there are at least 16 shards for each device of a
+    small fleet to share, if there are so many items.
+    """
+    target_s = (limits or {}).get("target_s", 0.1)
+    max_bytes = (limits or {}).get("max_bytes", 768 * 1024)
+    by_time = speed.items_per_second * target_s
+    by_bytes = max_bytes / max(bytes_per_item, 1e-9)
+    by_count = items / (16 * max(slots, 1))
+    return max(1, math.floor(min(by_time, by_bytes, max(by_count, 1.0))))
+
+
+def _rank(load: DeviceLoad, demand: JobDemand) -> tuple[bool, int, int, float, str]:
+    others = demand.working - (demand.uid in load.jobs)
+    return (demand.pending_shards == 0, -demand.priority, others, demand.created, demand.uid)

@@ -1,0 +1,83 @@
+"""May this device work for this job, as far as labels, taints and classes go?
+
+The answer carries every reason, because "why does nothing run?" is the question users of schedulers ask most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from pocketgrid.model.device import DEVICE_TAINT_KEY, HardwareClass, NodeView
+from pocketgrid.model.job import Placement
+from pocketgrid.model.selectors import Effect, untolerated
+
+_BLOCKS_NEW: frozenset[Effect] = frozenset({"NoSchedule", "NoExecute"})
+_EVICTS: frozenset[Effect] = frozenset({"NoExecute"})
+# Kubernetes puts these on a Node whose lease runs out. The grid's own link knows sooner and better whether the
+# device is there, so heeding them would only add a second, slower opinion.
+_LIVENESS_TAINTS = frozenset({"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"})
+# A cordoned Node carries this beside `spec.unschedulable`, which is what counts.
+_CORDON_TAINT = "node.kubernetes.io/unschedulable"
+
+
+@dataclass(frozen=True, slots=True)
+class Eligibility:
+    """Whether a device may get work of a job.
+
+    Attributes:
+        selected: classes and selectors match: the device is one of those the job asks for.
+        admits: new leases may be handed out.
+        evicts: leases must be taken back now.
+        reasons: why not, for people; empty if `admits`.
+    """
+
+    selected: bool
+    admits: bool
+    evicts: bool
+    reasons: tuple[str, ...] = ()
+
+
+def classes_of(node: NodeView, classes: Iterable[HardwareClass]) -> tuple[str, ...]:
+    """Names of the hardware classes `node` belongs to, sorted."""
+    return tuple(sorted(c.name for c in classes if c.selector.matches(node.labels)))
+
+
+def judge_eligibility(placement: Placement, node: NodeView, node_classes: Collection[str]) -> Eligibility:
+    """Hold one Node against what a job asks for."""
+    reasons = []
+    if placement.hardware_classes and not set(placement.hardware_classes) & set(node_classes):
+        reasons.append(f"not in class {' or '.join(placement.hardware_classes)}")
+    reasons.extend(
+        f"label {key} is not {value}" for key, value in placement.node_selector if node.labels.get(key) != value
+    )
+    selected = not reasons
+    foreign = tuple(
+        t for t in node.taints if t.key not in _LIVENESS_TAINTS and t.key not in (DEVICE_TAINT_KEY, _CORDON_TAINT)
+    )
+    blocking = untolerated(foreign, placement.tolerations, _BLOCKS_NEW)
+    reasons.extend(f"taint {taint}" for taint in blocking)
+    if node.unschedulable:
+        reasons.append("cordoned")
+    evicting = untolerated(foreign, placement.tolerations, _EVICTS)
+    return Eligibility(
+        selected=selected,
+        admits=not reasons,
+        # A running lease outlives a cordon, as a Pod does, but not an eviction or a change of labels.
+        evicts=bool(evicting) or not selected,
+        reasons=tuple(reasons),
+    )
+
+
+def summarise_reasons(reasons: Mapping[str, tuple[str, ...]], limit: int = 3) -> str:
+    """One line on why none of the devices in `reasons` will do, commonest reason first, in kube-scheduler's manner.
+
+    Ties are broken by text, so that the line does not flicker.
+    """
+    counts: dict[str, int] = {}
+    for why in reasons.values():
+        for reason in why:
+            counts[reason] = counts.get(reason, 0) + 1
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    shown = ", ".join(f"{count} {reason}" for reason, count in ordered[:limit])
+    return f"0/{len(reasons)} devices can work: {shown}" if shown else f"0/{len(reasons)} devices can work"

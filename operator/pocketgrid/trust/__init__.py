@@ -1,0 +1,1 @@
+"""Should this be believed? Pure: evidence in, verdicts out."""
