@@ -1,0 +1,1 @@
+"""Custom resources: types, checks, and their translation into the grid's own words."""

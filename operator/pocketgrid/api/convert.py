@@ -1,0 +1,189 @@
+"""From a manifest to the grid's own words: `JobSpec` and `HardwareClass`.
+
+The only way in, for the controller and for local mode alike. Reading files is `manifest`'s task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from pocketgrid.api.v1alpha1 import hardware_class, inference_job
+from pocketgrid.api.v1alpha1.conditions import RefusalReason
+from pocketgrid.api.v1alpha1.meta import Body, Kind, ObjectMeta
+from pocketgrid.api.validation import Violation, parse
+from pocketgrid.errors import InvalidSpecError
+from pocketgrid.model.device import HardwareClass
+from pocketgrid.model.ids import JobUid, ModelDigest
+from pocketgrid.model.job import (
+    ColumnBinding,
+    InputRef,
+    JobSpec,
+    Limits,
+    ModelRef,
+    OutputRef,
+    Placement,
+    PostprocessStep,
+    Sharding,
+    TokenizerRef,
+)
+from pocketgrid.model.selectors import LabelSelector, Requirement, Toleration
+
+AnyKind = TypeVar("AnyKind", bound=Kind)
+
+URI_FIELDS = (("model", "uri"), ("input", "uri"), ("input", "tokenizer", "uri"), ("output", "uri"))
+"""Where a spec names places."""
+
+
+def to_job_spec(
+    body: Body, *, base: Path | None = None, uid: str | None = None, created: float | None = None
+) -> JobSpec:
+    """Read an InferenceJob.
+
+    Args:
+        body: the whole object. Its status is not looked at.
+        base: local mode: folder that ``file:data.jsonl`` and plain paths are relative to. None: such paths are
+            refused, because the operator has no folder that a user could mean.
+        uid: local mode: identity of the job, if the object has none.
+        created: local mode: seconds since the Unix epoch, if the object has no creation time.
+
+    Raises:
+        InvalidSpecError: the object is not acceptable; names the first problem and counts the others.
+    """
+    if base is not None:
+        body = resolve_uris(body, base)
+    job = _read(inference_job.InferenceJob, body)
+    identity = job.metadata.uid or uid
+    if not identity:
+        raise InvalidSpecError(RefusalReason.MISSING_FIELD, "is required", field="metadata.uid")
+    spec = job.spec
+    return JobSpec(
+        uid=JobUid(identity),
+        namespace=job.metadata.namespace,
+        name=job.metadata.name,
+        model=ModelRef(spec.model.uri, ModelDigest(spec.model.sha256), spec.model.outputs),
+        input=_input(spec.input),
+        output=_output(spec.output),
+        placement=_placement(spec.placement),
+        sharding=Sharding(spec.sharding.items_per_shard or 0, float(spec.sharding.lease_seconds)),
+        limits=Limits(
+            backoff_limit_per_shard=spec.backoff_limit_per_shard,
+            max_failed_items=spec.max_failed_items,
+            active_deadline_s=spec.active_deadline_seconds or 0,
+        ),
+        priority=spec.priority,
+        suspend=spec.suspend,
+        created=_created(job.metadata, created),
+    )
+
+
+def ttl_seconds(body: Body) -> int | None:
+    """How long a finished InferenceJob's object is kept, or None for ever. For a body that was read before."""
+    value = body.get("spec", {}).get("ttlSecondsAfterFinished")
+    return value if isinstance(value, int) else None
+
+
+def to_hardware_class(body: Body) -> HardwareClass:
+    """Read a HardwareClass.
+
+    Raises:
+        InvalidSpecError: the object is not acceptable; names the first problem and counts the others.
+    """
+    kind = _read(hardware_class.HardwareClass, body)
+    selector = kind.spec.node_selector
+    return HardwareClass(
+        name=kind.metadata.name,
+        selector=LabelSelector(
+            match_labels=dict(selector.match_labels),
+            expressions=tuple(Requirement(r.key, r.operator, r.values) for r in selector.match_expressions),
+        ),
+    )
+
+
+def refusal(violations: list[Violation]) -> InvalidSpecError:
+    """The error that tells of `violations`, which must not be empty."""
+    first, *others = violations
+    more = f" (and {len(others)} more problem{'s' if len(others) > 1 else ''})" if others else ""
+    return InvalidSpecError(first.reason, first.message + more, field=first.field)
+
+
+def resolve_uris(body: Body, base: Path) -> Body:
+    """Copy an InferenceJob with relative places made absolute, as seen from the folder `base`.
+
+    ``file:name`` and a text without scheme are paths; everything else stays as it is.
+    """
+    spec = body.get("spec")
+    if not isinstance(spec, Mapping):
+        return body
+    resolved: Any = spec
+    for steps in URI_FIELDS:
+        resolved = _replace(resolved, steps, base)
+    return {**body, "spec": resolved}
+
+
+def _replace(value: Any, steps: tuple[str, ...], base: Path) -> Any:
+    if not steps:
+        return _absolute(value, base) if isinstance(value, str) and value else value
+    name, *rest = steps
+    if not isinstance(value, Mapping) or name not in value:
+        return value
+    return {**value, name: _replace(value[name], tuple(rest), base)}
+
+
+def _absolute(uri: str, base: Path) -> str:
+    if "://" in uri:
+        return uri
+    # A URI is percent-encoded and a path is not; both may name a file with a space or a percent sign.
+    path = unquote(uri.removeprefix("file:")) if uri.startswith("file:") else uri
+    return (base / path).resolve().as_uri()
+
+
+def _read(kind: type[AnyKind], body: Body) -> AnyKind:
+    parsed, violations = parse(kind, {key: value for key, value in body.items() if key != "status"}, "")
+    if parsed is None:
+        raise refusal(violations)
+    return parsed
+
+
+def _input(data: inference_job.DataSet) -> InputRef:
+    tokenizer = None
+    if (text := data.tokenizer) is not None:
+        tokenizer = TokenizerRef(text.uri, text.column, text.max_length, text.sha256 or "")
+    return InputRef(
+        uri=data.uri,
+        format=data.format,
+        key=data.key or "",
+        columns=tuple(ColumnBinding(binding.column, binding.input) for binding in data.columns),
+        tokenizer=tokenizer,
+    )
+
+
+def _output(output: inference_job.Output) -> OutputRef:
+    steps = (PostprocessStep(step.operation, step.output, step.labels) for step in output.postprocess)
+    return OutputRef(output.uri, output.format, tuple(steps))
+
+
+def _placement(placement: inference_job.Placement) -> Placement:
+    return Placement(
+        hardware_classes=placement.hardware_classes,
+        node_selector=tuple(sorted(placement.node_selector.items())),
+        tolerations=tuple(
+            Toleration(key=t.key or "", operator=t.operator, value=t.value or "", effect=t.effect)
+            for t in placement.tolerations
+        ),
+        max_nodes=placement.max_nodes or 0,
+    )
+
+
+def _created(metadata: ObjectMeta, fallback: float | None) -> float:
+    if not metadata.creation_timestamp:
+        return fallback or 0.0
+    try:
+        return datetime.fromisoformat(metadata.creation_timestamp).timestamp()
+    except ValueError as error:
+        raise InvalidSpecError(
+            RefusalReason.INVALID_FIELD, f"must be a time, {error}", field="metadata.creationTimestamp"
+        ) from error

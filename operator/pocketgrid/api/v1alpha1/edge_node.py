@@ -1,0 +1,186 @@
+"""EdgeNode: the grid's own record of one device, beside the Kubernetes Node of the same name.
+
+The operator creates it when a device first attaches. Only `spec.owner` is for people to edit.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pocketgrid.api.v1alpha1.conditions import READY, Condition
+from pocketgrid.api.v1alpha1.meta import (
+    ApiModel,
+    Boolean,
+    Column,
+    Count32,
+    Count64,
+    Decimal,
+    Kind,
+    Resource,
+    Sha256,
+    Time,
+    Unique,
+    Word,
+    condition_path,
+)
+
+MAX_LISTED = 64
+"""Entries of each list in the status."""
+
+BootId = Annotated[str, Field(max_length=128)]
+
+
+class EdgeNodeSpec(ApiModel):
+    """What is known of the device from outside."""
+
+    owner: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")]
+    """Who is responsible for the device. Set from what the device was enrolled with; administrators may change
+    it. Also the value of the Node's label pocketgrid.dev/owner."""
+
+    node_name: Annotated[str, Field(max_length=253)] | None = None
+    """Name of the existing Node the device runs on, if it has a kubelet. Absent: it has none, and the gateway
+    keeps a Node of the same name for it."""
+
+
+class Facts(ApiModel):
+    """What the device says of itself; fixed for one run of its agent."""
+
+    kind: Word | None = None
+    """phone, sbc, laptop, desktop or server."""
+
+    arch: Word | None = None
+    """Processor architecture as Kubernetes writes it: amd64, arm64, arm."""
+
+    os: Word | None = None
+    """Operating system as Kubernetes writes it, or android."""
+
+    cores: Count32 | None = None
+    """Processor cores the agent may use."""
+
+    memory_bytes: Count64 | None = None
+    """Physical memory in bytes."""
+
+    simd: Annotated[tuple[Word, ...], Field(max_length=MAX_LISTED)] = ()
+    """Instruction set extensions that change numerics or speed."""
+
+    providers: Annotated[tuple[Word, ...], Field(max_length=MAX_LISTED)] = ()
+    """Execution providers of onnxruntime on the device."""
+
+    engine: Word | None = None
+    """Inference engine and its version."""
+
+    agent_version: Word | None = None
+    """Version of the agent."""
+
+    model_name: Word | None = None
+    """Model of the device, if it can tell."""
+
+
+class VitalSigns(ApiModel):
+    """How the device feels. What is absent it cannot tell, which is not zero."""
+
+    load1: Decimal | None = None
+    """Load average over one minute."""
+
+    memory_available_bytes: Count64 | None = None
+    """Memory that could be used without swapping, in bytes."""
+
+    battery_percent: Annotated[Count32, Field(le=100)] | None = None
+    """Charge of the battery, 0 to 100."""
+
+    charging: Boolean | None = None
+    """Whether the device is on external power."""
+
+    temperature_celsius: Annotated[str, Field(max_length=32, pattern=r"^-?[0-9]+(\.[0-9]+)?$")] | None = None
+    """Temperature of the device's hottest known sensor, in degrees Celsius."""
+
+    network: Word | None = None
+    """ethernet, wifi, cellular, loopback or unknown."""
+
+
+class Speed(ApiModel):
+    """How fast the device runs one model."""
+
+    model_sha256: Sha256
+    """SHA-256 of the model file."""
+
+    items_per_second: Decimal
+    """Items per second, measured on the device."""
+
+
+class EdgeNodeStatus(ApiModel):
+    """What is the case."""
+
+    observed_generation: Count64 | None = None
+    """The `metadata.generation` this status was made from. Older than the object's: not up to date."""
+
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16), Unique("type")] = ()
+    """Ready: whether the device is attached. Unknown while its link is broken but its leases still stand."""
+
+    presence: Word | None = None
+    """Connected, Unknown (the link broke a moment ago) or Lost (its leases went elsewhere)."""
+
+    facts: Facts | None = None
+    """What the device says of itself."""
+
+    vitals: VitalSigns | None = None
+    """How the device feels."""
+
+    classes: Annotated[tuple[Annotated[str, Field(max_length=63)], ...], Field(max_length=MAX_LISTED), Unique()] = ()
+    """HardwareClasses its Node belongs to, at most 64 of them."""
+
+    speeds: Annotated[tuple[Speed, ...], Field(max_length=MAX_LISTED), Unique("modelSha256")] = ()
+    """Measured speed by model, fastest first, at most 64 of them."""
+
+    leased_shards: Count64 | None = None
+    """Shards handed to the device and not yet answered."""
+
+    items_done: Count64 | None = None
+    """Items committed from this device since the operator last started."""
+
+    last_seen_time: Time | None = None
+    """When the device was last heard from."""
+
+    boot_id: Annotated[BootId | None, Field(alias="bootID")] = None
+    """Random for each start of the agent, so that a restart can be told from a reconnect."""
+
+    deregistered_boot_id: Annotated[BootId | None, Field(alias="deregisteredBootID")] = None
+    """The bootID that was taken off the grid by deleting the device's Node. That run of the agent gets no more
+    work; a restarted one, with another bootID, may join again. Absent: none was."""
+
+
+class EdgeNode(Kind):
+    """One device of the grid: who answers for it, what it can do, how it feels and how fast it is."""
+
+    resource: ClassVar[Resource] = Resource(
+        kind="EdgeNode",
+        plural="edgenodes",
+        singular="edgenode",
+        short_name="en",
+        namespaced=False,
+        columns=(
+            Column("Ready", condition_path(READY), "Whether the device is attached."),
+            Column("Kind", ".status.facts.kind", "What sort of machine it is."),
+            Column("Owner", ".spec.owner", "Who is responsible for it."),
+            Column("Classes", ".status.classes[*]", "HardwareClasses it belongs to."),
+            Column("Leased", ".status.leasedShards", "Shards it is working on.", "integer"),
+            Column("Done", ".status.itemsDone", "Items committed from it.", "integer"),
+            Column("Age", ".metadata.creationTimestamp", "Time since it was created.", "date"),
+            Column("Reason", condition_path(READY, "reason"), "Why it is ready or not.", wide=True),
+            Column("Arch", ".status.facts.arch", "Processor architecture.", wide=True),
+            Column("Cores", ".status.facts.cores", "Processor cores.", "integer", wide=True),
+            Column("Battery", ".status.vitals.batteryPercent", "Charge in percent.", "integer", wide=True),
+            Column("Engine", ".status.facts.engine", "Inference engine.", wide=True),
+        ),
+    )
+
+    api_version: Literal["pocketgrid.dev/v1alpha1"]
+    kind: Literal["EdgeNode"]
+
+    spec: EdgeNodeSpec
+    """What is known of the device from outside."""
+
+    status: EdgeNodeStatus | None = None
+    """What is the case. Written by the operator."""

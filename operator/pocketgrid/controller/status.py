@@ -1,0 +1,459 @@
+"""From what the engine shows of a job, a device or a class to the status of its object.
+
+Pure: no cluster, no clock. Each function builds the whole status, so that it can replace the one before;
+a merge would leave behind what is no longer so. Conditions are the truth and there is no phase: the reason
+of `Progressing` sums a job up in one word for the printer column.
+
+kstatus' two conditions are never true together, and say of a job:
+
+====================================  ===========  =======
+state                                 Reconciling  Stalled
+====================================  ===========  =======
+admitting, running, finishing         True         False
+running, but no node is ready         True         False    it recovers by itself
+suspended, complete                   False        False    it is as wished
+refused, failed, trouble of our own   False        True     somebody has to do something
+====================================  ===========  =======
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, assert_never
+
+from pocketgrid.api.v1alpha1.conditions import READY, ClassReason, DeviceReason, JobCondition, JobReason
+from pocketgrid.api.v1alpha1.edge_node import MAX_LISTED
+from pocketgrid.api.v1alpha1.inference_job_status import MAX_CLASSES, MAX_COMPLETED_TEXT, NO_CLASS
+from pocketgrid.api.v1alpha1.meta import EXACT
+from pocketgrid.model.device import DeviceFacts, Vitals
+from pocketgrid.model.ranges import TRUNCATED
+from pocketgrid.model.view import DeviceView, Explanation, JobView, Presence, Stage
+
+Status = dict[str, Any]
+Truth = Literal["True", "False", "Unknown"]
+
+MAX_MESSAGE_BYTES = 1024
+"""Of one condition. Eight conditions, the list of classes and the completed shards together stay below the
+32 KiB that a status may have."""
+
+
+MAX_RATE = 1e15
+"""Items per second, or any other reading; what is larger was measured over no time, or not at all."""
+
+MAX_WORD = 256
+"""Characters of one of a device's statements."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What one condition says now."""
+
+    type: str
+    status: Truth
+    reason: str
+    message: str
+
+
+def job_status(
+    view: JobView,
+    previous: Mapping[str, Any] | None,
+    generation: int,
+    now: datetime,
+    *,
+    refusal: Explanation | None = None,
+) -> Status:
+    """The status of an InferenceJob.
+
+    Args:
+        view: the job as the engine has it.
+        previous: the status the object has now.
+        generation: `metadata.generation` of the object that `view` was made from.
+        now: current time, with its time zone.
+        refusal: why the newest edit of the object was refused although the job itself goes on as it was
+            accepted (an immutable field changed on an API server that ignores CEL), or None.
+    """
+    old = previous or {}
+    numbers = _numbers(view)
+    if view.stage is Stage.ADMITTING or _was_over(view.stage, old):
+        # After a restart the engine knows less of a job, or at first nothing, than its status does.
+        numbers |= {key: value for key, value in old.items() if key != "conditions"}
+    return {
+        **numbers,
+        "observedGeneration": generation,
+        "conditions": _conditions(_job_claims(view, old, refusal), old, generation, now),
+    }
+
+
+def refused_job_status(
+    explanation: Explanation, previous: Mapping[str, Any] | None, generation: int, now: datetime
+) -> Status:
+    """The status of an InferenceJob that could not even be read, so that the engine never saw it."""
+    claims = _refused(explanation)
+    return {"observedGeneration": generation, "conditions": _conditions(claims, previous or {}, generation, now)}
+
+
+def edge_node_status(
+    view: DeviceView,
+    previous: Mapping[str, Any] | None,
+    now: datetime,
+    *,
+    generation: int | None = None,
+    deregistered_boot_id: str | None = None,
+) -> Status:
+    """The status of an EdgeNode.
+
+    Args:
+        view: the device as the engine has it.
+        previous: the status the object has now.
+        now: current time, with its time zone.
+        generation: `metadata.generation` of the object; None keeps what was observed before.
+        deregistered_boot_id: the run of the agent that was taken off the grid; None keeps what is recorded.
+    """
+    old = previous or {}
+    observed = old.get("observedGeneration", 0) if generation is None else generation
+    deregistered = old.get("deregisteredBootID") if deregistered_boot_id is None else deregistered_boot_id
+    fastest = sorted(view.speeds.items(), key=lambda entry: (-entry[1], entry[0]))[:MAX_LISTED]
+    return _present(
+        observedGeneration=observed,
+        presence=view.presence.value,
+        facts=_facts(view.identity.facts),
+        vitals=_vitals(view.vitals),
+        classes=list(view.classes[:MAX_LISTED]),
+        speeds=[{"modelSha256": digest, "itemsPerSecond": _rate(speed)} for digest, speed in fastest],
+        leasedShards=view.leased_shards,
+        itemsDone=view.items_done,
+        lastSeenTime=_time(view.last_seen),
+        bootID=_cut(view.identity.boot_id, 128),
+        deregisteredBootID=deregistered,
+        conditions=_conditions([_device_claim(view)], old, observed, now),
+    )
+
+
+def hardware_class_status(
+    nodes: int,
+    ready_nodes: int,
+    previous: Mapping[str, Any] | None,
+    generation: int,
+    now: datetime,
+    *,
+    refusal: Explanation | None = None,
+) -> Status:
+    """The status of a HardwareClass.
+
+    Args:
+        nodes: Nodes its selector matches.
+        ready_nodes: of these, the ones that can be given work now.
+        previous: the status the object has now.
+        generation: `metadata.generation` of the object.
+        now: current time, with its time zone.
+        refusal: why the object cannot be used, or None.
+    """
+    if refusal is not None:
+        claim = _Claim(READY, "False", refusal.reason, _sentence(refusal))
+    elif ready_nodes:
+        claim = _Claim(READY, "True", ClassReason.NODES_READY, "there are Nodes that can be given work")
+    elif nodes:
+        claim = _Claim(READY, "False", ClassReason.NO_READY_NODES, "none of the matching Nodes can be given work now")
+    else:
+        claim = _Claim(READY, "False", ClassReason.NO_MATCHING_NODES, "spec.nodeSelector matches no Node")
+    return {
+        "observedGeneration": generation,
+        "nodes": nodes,
+        "readyNodes": ready_nodes,
+        "conditions": _conditions([claim], previous or {}, generation, now),
+    }
+
+
+# What a job's conditions say.
+
+
+def _job_claims(view: JobView, old: Mapping[str, Any], refusal: Explanation | None) -> list[_Claim]:
+    claims = _stage_claims(view, old)
+    if refusal is None:
+        return claims
+    stand_in = {
+        JobCondition.ACCEPTED: _Claim(JobCondition.ACCEPTED, "False", refusal.reason, _sentence(refusal)),
+        JobCondition.RECONCILING: _Claim(
+            JobCondition.RECONCILING, "False", refusal.reason, "the edit that was refused is not carried out"
+        ),
+        JobCondition.STALLED: _Claim(JobCondition.STALLED, "True", refusal.reason, _sentence(refusal)),
+    }
+    return [stand_in.get(JobCondition(claim.type), claim) for claim in claims]
+
+
+def _stage_claims(view: JobView, old: Mapping[str, Any]) -> list[_Claim]:
+    match view.stage:
+        case Stage.ADMITTING:
+            looking = Explanation(JobReason.ADMITTING, "the model and the data set are being looked at")
+            return _claims(
+                view.trouble or looking,
+                accepted="Unknown",
+                placed="Unknown",
+                progressing=view.trouble is None,
+                # A restarted operator looks again at jobs that were over; for users they stay so.
+                complete=_held(old, JobCondition.COMPLETE),
+                failed=_held(old, JobCondition.FAILED),
+                reconciling=view.trouble is None,
+                stalled=view.trouble is not None,
+            )
+        case Stage.REFUSED:
+            return _refused(view.explanation or Explanation(JobReason.REFUSED, "the job cannot run as it is written"))
+        case Stage.RUNNING:
+            return _running(view)
+        case Stage.SUSPENDED:
+            held = Explanation(JobReason.SUSPENDED, "no work is handed out while spec.suspend is true")
+            return _claims(held, suspended=True)
+        case Stage.FINISHING:
+            if view.trouble is not None:
+                return _claims(view.trouble, stalled=True)
+            writing = Explanation(JobReason.FINISHING, "all shards are committed; the manifest is being written")
+            return _claims(writing, progressing=True, reconciling=True)
+        case Stage.COMPLETE:
+            return _claims(Explanation(JobReason.COMPLETED, "all results are written"), complete=True)
+        case Stage.FAILED:
+            why = view.explanation or Explanation(JobReason.FAILED, "the job failed")
+            return _claims(why, failed=True, stalled=True)
+        case Stage.REMOVED:
+            gone = Explanation(JobReason.REMOVED, "the job is being deleted; what was committed stays")
+            return _claims(
+                gone,
+                complete=_held(old, JobCondition.COMPLETE),
+                failed=_held(old, JobCondition.FAILED),
+            )
+        case _:
+            assert_never(view.stage)
+
+
+def _running(view: JobView) -> list[_Claim]:
+    placed: Truth = "False" if view.obstacle is not None else "True"
+    if view.trouble is not None:
+        return _claims(view.trouble, placed=placed, placed_why=view.obstacle, stalled=True)
+    if view.obstacle is not None:
+        return _claims(view.obstacle, placed="False", reconciling=True)
+    working = Explanation(JobReason.WORKING, "devices are at work")
+    return _claims(working, placed="True", progressing=True, reconciling=True)
+
+
+def _refused(explanation: Explanation) -> list[_Claim]:
+    return _claims(explanation, accepted="False", stalled=True)
+
+
+def _claims(
+    why: Explanation,
+    *,
+    accepted: Truth = "True",
+    placed: Truth = "False",
+    placed_why: Explanation | None = None,
+    progressing: bool = False,
+    suspended: bool = False,
+    complete: bool = False,
+    failed: bool = False,
+    reconciling: bool = False,
+    stalled: bool = False,
+) -> list[_Claim]:
+    """All eight conditions of a state, in the words of `why` wherever something is to be explained."""
+    text = _sentence(why)
+    obstacle = placed_why or why
+
+    def claim(condition: JobCondition, holds: bool, otherwise: str) -> _Claim:
+        return _Claim(condition, "True" if holds else "False", why.reason, text if holds else otherwise)
+
+    return [
+        _Claim(JobCondition.ACCEPTED, accepted, JobReason.ADMITTED, "model and data set can be used")
+        if accepted == "True"
+        else _Claim(JobCondition.ACCEPTED, accepted, why.reason, text),
+        _Claim(JobCondition.PLACED, placed, JobReason.NODES_READY, "there are ready nodes to work on it")
+        if placed == "True"
+        else _Claim(JobCondition.PLACED, placed, obstacle.reason, _sentence(obstacle)),
+        # Explained in every state, also after the end: the one place where a job is summed up.
+        _Claim(JobCondition.PROGRESSING, "True" if progressing else "False", why.reason, text),
+        _Claim(JobCondition.SUSPENDED, "True", JobReason.SUSPENDED, text)
+        if suspended
+        else _Claim(JobCondition.SUSPENDED, "False", JobReason.NOT_SUSPENDED, "it is not held"),
+        claim(JobCondition.COMPLETE, complete, "not all results are written"),
+        claim(JobCondition.FAILED, failed, "the job has not failed"),
+        claim(JobCondition.RECONCILING, reconciling, "nothing is under way"),
+        claim(JobCondition.STALLED, stalled, "nobody needs to step in"),
+    ]
+
+
+def _device_claim(view: DeviceView) -> _Claim:
+    match view.presence:
+        case Presence.CONNECTED if view.schedulable:
+            return _Claim(READY, "True", DeviceReason.ATTACHED, "attached and open to work")
+        case Presence.CONNECTED:
+            return _Claim(READY, "True", DeviceReason.NOT_SCHEDULABLE, "attached, but cordoned, tainted or draining")
+        case Presence.UNKNOWN:
+            return _Claim(READY, "Unknown", DeviceReason.LINK_BROKEN, "its link broke; its leases still stand")
+        case Presence.LOST:
+            return _Claim(READY, "False", DeviceReason.LOST, "not heard from; its leases went to other devices")
+        case _:
+            assert_never(view.presence)
+
+
+# Numbers.
+
+
+def _numbers(view: JobView) -> Status:
+    opened = view.stage not in (Stage.ADMITTING, Stage.REFUSED)
+    at_work = {} if view.stage.terminal else view.devices
+    return _present(
+        items={"total": view.items, "done": view.items_done, "failed": view.items_failed} if opened else None,
+        shards={
+            "total": view.shards,
+            "done": view.shards_done,
+            "active": view.shards_active,
+            "itemsPerShard": view.items_per_shard,
+        }
+        if opened
+        else None,
+        completedShards=_cut_list(view.completed_text) if opened else None,
+        throughput={"itemsPerSecond": _rate(_throughput(view))} if view.started else None,
+        placement={
+            "classes": [
+                {"hardwareClass": name or NO_CLASS, "devices": devices}
+                for name, devices in sorted(at_work.items(), key=lambda entry: (-entry[1], entry[0]))[:MAX_CLASSES]
+            ]
+        }
+        if opened
+        else None,
+        attempts={"lost": view.attempts_lost, "copies": view.copies, "duplicates": view.duplicates}
+        if view.started
+        else None,
+        output={"manifestUri": view.manifest_uri} if view.manifest_uri else None,
+        startTime=_time(view.started),
+        completionTime=_time(view.finished) if view.stage is Stage.COMPLETE else None,
+    )
+
+
+def _throughput(view: JobView) -> float:
+    """Of a finished job the mean over its life: the last half minute of it says nothing any more."""
+    if view.stage.terminal and not view.throughput and view.finished > view.started > 0:
+        return view.items_done / (view.finished - view.started)
+    return view.throughput
+
+
+def _facts(facts: DeviceFacts) -> Status:
+    """Cut to what the schema takes: a device that states nonsense must not block its own status."""
+    return _present(
+        kind=facts.kind.value,
+        arch=_cut(facts.arch, MAX_WORD),
+        os=_cut(facts.os, MAX_WORD),
+        cores=_count(facts.cores, 2**31 - 1),
+        memoryBytes=_count(facts.memory_bytes, EXACT),
+        simd=[_cut(name, MAX_WORD) for name in facts.simd[:MAX_LISTED] if name],
+        providers=[_cut(name, MAX_WORD) for name in facts.providers[:MAX_LISTED] if name],
+        engine=_cut(facts.engine, MAX_WORD),
+        agentVersion=_cut(facts.agent_version, MAX_WORD),
+        modelName=_cut(facts.model_name, MAX_WORD),
+    )
+
+
+def _vitals(vitals: Vitals) -> Status:
+    battery, available = _finite(vitals.battery_percent), vitals.memory_available_bytes
+    load, heat = _finite(vitals.load1), _finite(vitals.temperature_celsius)
+    return _present(
+        load1=None if load is None else f"{max(0.0, load):.2f}",
+        memoryAvailableBytes=None if available is None else _count(available, EXACT),
+        batteryPercent=None if battery is None else _count(round(battery), 100),
+        charging=vitals.charging,
+        temperatureCelsius=None if heat is None else f"{heat:.1f}",
+        network=vitals.network.value,
+    )
+
+
+# Small things.
+
+
+def _conditions(
+    claims: Iterable[_Claim], old: Mapping[str, Any], generation: int, now: datetime
+) -> list[dict[str, Any]]:
+    """Conditions with their times: a condition whose status did not change keeps its transition time."""
+    before = {entry["type"]: entry for entry in old.get("conditions", [])}
+    written = _rfc3339(now)
+    out = []
+    for claim in claims:
+        earlier = before.get(claim.type, {})
+        unchanged = earlier.get("status") == claim.status and "lastTransitionTime" in earlier
+        out.append(
+            {
+                "type": str(claim.type),
+                "status": claim.status,
+                "reason": str(claim.reason),
+                "message": _cut_bytes(claim.message, MAX_MESSAGE_BYTES),
+                "lastTransitionTime": earlier["lastTransitionTime"] if unchanged else written,
+                "observedGeneration": generation,
+            }
+        )
+    return out
+
+
+def _was_over(stage: Stage, old: Mapping[str, Any]) -> bool:
+    """Whether a job that is over was so before, in the same way."""
+    return (stage is Stage.COMPLETE and _held(old, JobCondition.COMPLETE)) or (
+        stage is Stage.FAILED and _held(old, JobCondition.FAILED)
+    )
+
+
+def _held(old: Mapping[str, Any], condition: JobCondition) -> bool:
+    return any(entry["type"] == condition and entry["status"] == "True" for entry in old.get("conditions", []))
+
+
+def _present(**members: Any) -> Status:
+    """A mapping without what is not known.
+
+    Empty text counts as unknown: kube-apiserver 1.20, when built with a newer Go than it was made for, takes
+    it for null and refuses the whole status.
+    """
+    return {name: value for name, value in members.items() if value is not None and value != ""}
+
+
+def _sentence(explanation: Explanation) -> str:
+    # Never empty: see `_present`.
+    message = explanation.message or explanation.reason
+    if explanation.field and not message.startswith(explanation.field):
+        return f"{explanation.field}: {message}"
+    return message
+
+
+def _rate(items_per_second: float) -> str:
+    """Three digits are worth showing; what is measured in thousands needs no fraction."""
+    rate = min(max(0.0, items_per_second), MAX_RATE)
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"
+
+
+def _time(seconds: float) -> str | None:
+    return _rfc3339(datetime.fromtimestamp(seconds, UTC)) if seconds else None
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _finite(reading: float | None) -> float | None:
+    """A reading, or None if it is none that a sensor can give."""
+    return reading if reading is not None and abs(reading) < MAX_RATE else None
+
+
+def _count(value: int, limit: int) -> int:
+    return min(limit, max(0, value))
+
+
+def _cut(text: str, characters: int) -> str:
+    return text[:characters]
+
+
+def _cut_bytes(text: str, limit: int) -> str:
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text
+    return encoded[: limit - 3].decode(errors="ignore") + "..."
+
+
+def _cut_list(text: str) -> str:
+    """A text of shard numbers that fits the schema, cut after a whole entry if it must be."""
+    if len(text) <= MAX_COMPLETED_TEXT:
+        return text
+    return text[: MAX_COMPLETED_TEXT - len(TRUNCATED) + 1].rpartition(",")[0] + TRUNCATED

@@ -1,0 +1,257 @@
+"""Manifests for tests: one that is valid and uses every field, and ways to spoil it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+DIGEST = "0123456789abcdef" * 4
+
+JOB: dict[str, Any] = {
+    "apiVersion": "pocketgrid.dev/v1alpha1",
+    "kind": "InferenceJob",
+    "metadata": {
+        "name": "embed",
+        "namespace": "team-a",
+        "uid": "7d1b2c9e-0000-4000-8000-000000000001",
+        "creationTimestamp": "2026-11-23T05:00:00Z",
+    },
+    "spec": {
+        "mode": "Batch",
+        "suspend": False,
+        "priority": 7,
+        "model": {
+            "uri": "file:///var/lib/pocketgrid/models/minilm.onnx",
+            "sha256": DIGEST,
+            "outputs": ["last_hidden_state"],
+        },
+        "input": {
+            "uri": "s3://corpora/wordnet.jsonl",
+            "format": "JSONL",
+            "key": "id",
+            "tokenizer": {
+                "uri": "file:///var/lib/pocketgrid/models/tokenizer.json",
+                "sha256": DIGEST,
+                "column": "text",
+                "maxLength": 128,
+            },
+        },
+        "output": {
+            "uri": "file:///var/lib/pocketgrid/results/wordnet",
+            "format": "JSONL",
+            "postprocess": [
+                {"operation": "MeanPool", "output": "last_hidden_state"},
+                {"operation": "Normalize", "output": "last_hidden_state"},
+            ],
+        },
+        "placement": {
+            "hardwareClasses": ["phones", "boards"],
+            "nodeSelector": {"pocketgrid.dev/owner": "lab"},
+            "tolerations": [{"key": "slow", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}],
+            "maxNodes": 20,
+        },
+        "sharding": {"itemsPerShard": 256, "leaseSeconds": 10},
+        "backoffLimitPerShard": 2,
+        "maxFailedItems": 100,
+        "activeDeadlineSeconds": 3600,
+        "ttlSecondsAfterFinished": 600,
+    },
+}
+
+MINIMAL_SPEC: dict[str, Any] = {
+    "model": {"uri": "file:///m/digits.onnx", "sha256": DIGEST},
+    "input": {
+        "uri": "file:///d/digits.npz",
+        "format": "NPZ",
+        "columns": [{"column": "pixels", "input": "X"}],
+    },
+    "output": {"uri": "file:///r/digits"},
+}
+
+GONE = object()
+"""As a value: take the field away."""
+
+
+def job(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The valid manifest with some fields set or taken away, by path such as ``spec.input.columns[0].input``."""
+    return changed(JOB, changes or {})
+
+
+def minimal_job(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    return changed({**JOB, "spec": MINIMAL_SPEC}, changes or {})
+
+
+def changed(body: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    body = copy.deepcopy(body)
+    for path, value in changes.items():
+        *parents, last = [int(s) if s.isdigit() else s for s in re.split(r"\.|\[|\]\.?", path) if s]
+        at: Any = body
+        for step in parents:
+            at = at[step]
+        if value is GONE:
+            del at[last]
+        else:
+            at[last] = copy.deepcopy(value)
+    return body
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A change to the valid manifest that must be refused.
+
+    Attributes:
+        field: path that is blamed.
+        structural: whether an API server without CEL refuses it too.
+    """
+
+    name: str
+    changes: dict[str, Any] = field(hash=False)
+    field: str
+    reason: str = "InvalidField"
+    structural: bool = True
+
+
+BINDING = {"column": "pixels", "input": "X"}
+REFUSALS = (
+    Refusal("a mode that does not exist yet", {"spec.mode": "Service"}, "spec.mode"),
+    Refusal("suspend as text", {"spec.suspend": "yes"}, "spec.suspend"),
+    Refusal("a number as text", {"spec.priority": "7"}, "spec.priority"),
+    Refusal("a fraction", {"spec.priority": 1.5}, "spec.priority"),
+    Refusal("a flag for a number", {"spec.backoffLimitPerShard": True}, "spec.backoffLimitPerShard"),
+    Refusal("a priority beyond int32", {"spec.priority": 2**31}, "spec.priority"),
+    Refusal("no model", {"spec.model": GONE}, "spec.model", "MissingField"),
+    Refusal("no input", {"spec.input": GONE}, "spec.input", "MissingField"),
+    Refusal("no output", {"spec.output": GONE}, "spec.output", "MissingField"),
+    Refusal("no digest", {"spec.model.sha256": GONE}, "spec.model.sha256", "MissingField"),
+    Refusal("no format", {"spec.input.format": GONE}, "spec.input.format", "MissingField"),
+    Refusal("a short digest", {"spec.model.sha256": "abc"}, "spec.model.sha256"),
+    Refusal("a digest in capitals", {"spec.model.sha256": DIGEST.upper()}, "spec.model.sha256"),
+    Refusal("a digest with a line break", {"spec.model.sha256": DIGEST + "\n"}, "spec.model.sha256"),
+    Refusal("an empty place", {"spec.model.uri": ""}, "spec.model.uri"),
+    Refusal("a place without scheme", {"spec.input.uri": "data.jsonl"}, "spec.input.uri"),
+    Refusal("a relative file: place", {"spec.input.uri": "file:data.jsonl"}, "spec.input.uri"),
+    Refusal(
+        "a relative place after file://",
+        {"spec.output.uri": "file://results/x"},
+        "spec.output.uri",
+        "RelativePath",
+        structural=False,
+    ),
+    Refusal("a place too long", {"spec.model.uri": "s3://" + "x" * 2048}, "spec.model.uri"),
+    Refusal("the same output twice", {"spec.model.outputs": ["a", "a"]}, "spec.model.outputs", "Duplicate"),
+    Refusal("an unknown format", {"spec.input.format": "CSV"}, "spec.input.format"),
+    Refusal("an empty key", {"spec.input.key": ""}, "spec.input.key"),
+    Refusal(
+        "columns beside a tokenizer",
+        {"spec.input.columns": [BINDING]},
+        "spec.input",
+        "ColumnsOrTokenizer",
+        structural=False,
+    ),
+    Refusal(
+        "neither columns nor tokenizer",
+        {"spec.input.tokenizer": GONE},
+        "spec.input",
+        "ColumnsOrTokenizer",
+        structural=False,
+    ),
+    Refusal(
+        "no columns but an empty list",
+        {"spec.input.tokenizer": GONE, "spec.input.columns": []},
+        "spec.input",
+        "ColumnsOrTokenizer",
+        structural=False,
+    ),
+    Refusal(
+        "two columns for one input",
+        {"spec.input.tokenizer": GONE, "spec.input.columns": [BINDING, {"column": "other", "input": "X"}]},
+        "spec.input.columns",
+        "Duplicate",
+    ),
+    Refusal(
+        "a column without name",
+        {"spec.input.tokenizer": GONE, "spec.input.columns": [BINDING, {"column": "", "input": "Y"}]},
+        "spec.input.columns[1].column",
+    ),
+    Refusal("no text column", {"spec.input.tokenizer.column": GONE}, "spec.input.tokenizer.column", "MissingField"),
+    Refusal("texts of no tokens", {"spec.input.tokenizer.maxLength": 0}, "spec.input.tokenizer.maxLength"),
+    Refusal("results as NPY", {"spec.output.format": "NPY"}, "spec.output.format"),
+    Refusal(
+        "an unknown operation",
+        {"spec.output.postprocess[0].operation": "Softmax"},
+        "spec.output.postprocess[0].operation",
+    ),
+    Refusal(
+        "labels for a mean",
+        {"spec.output.postprocess[0].labels": ["cat", "dog"]},
+        "spec.output.postprocess[0]",
+        "LabelsWithoutArgmax",
+        structural=False,
+    ),
+    Refusal(
+        "post-processing of an output not asked for",
+        {"spec.output.postprocess[1].output": "pooler"},
+        "spec",
+        "PostprocessOfUnwantedOutput",
+        structural=False,
+    ),
+    Refusal("a class that cannot exist", {"spec.placement.hardwareClasses": ["Phones!"]},
+            "spec.placement.hardwareClasses[0]"),
+    Refusal("the same class twice", {"spec.placement.hardwareClasses": ["a", "a"]},
+            "spec.placement.hardwareClasses", "Duplicate"),
+    Refusal("a label value that cannot exist", {"spec.placement.nodeSelector": {"a": "b c"}},
+            "spec.placement.nodeSelector.a"),
+    Refusal("at most no node", {"spec.placement.maxNodes": 0}, "spec.placement.maxNodes"),
+    Refusal(
+        "a toleration of no key",
+        {"spec.placement.tolerations": [{"value": "x"}]},
+        "spec.placement.tolerations[0]",
+        "TolerationWithoutKey",
+        structural=False,
+    ),
+    Refusal(
+        "a toleration of any value that has one",
+        {"spec.placement.tolerations": [{"key": "a", "operator": "Exists", "value": "x"}]},
+        "spec.placement.tolerations[0]",
+        "TolerationWithValue",
+        structural=False,
+    ),
+    Refusal("an unknown effect", {"spec.placement.tolerations[0].effect": "Evict"},
+            "spec.placement.tolerations[0].effect"),
+    Refusal("shards of nothing", {"spec.sharding.itemsPerShard": 0}, "spec.sharding.itemsPerShard"),
+    Refusal("leases of no time", {"spec.sharding.leaseSeconds": 0}, "spec.sharding.leaseSeconds"),
+    Refusal("leases of half a second", {"spec.sharding.leaseSeconds": 0.5}, "spec.sharding.leaseSeconds"),
+    Refusal("a negative limit", {"spec.maxFailedItems": -1}, "spec.maxFailedItems"),
+    Refusal("a deadline at once", {"spec.activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds"),
+    Refusal("a list for an object", {"spec.sharding": [1]}, "spec.sharding"),
+    Refusal("an object for a list", {"spec.model.outputs": {"a": "b"}}, "spec.model.outputs"),
+    Refusal("an object for text", {"spec.model.uri": {}}, "spec.model.uri"),
+)  # fmt: skip
+
+UNKNOWN_FIELDS = (
+    ("spec.shardings", "did you mean sharding?"),
+    ("spec.sharding.itemPerShard", "did you mean itemsPerShard?"),
+    ("spec.input.tokenizer.maxlength", "did you mean maxLength?"),
+    ("spec.output.postprocess[0].outputs", "did you mean output?"),
+    ("spec.placement.tolerations[0].tolerationSeconds", "known are effect, key, operator, value"),
+    # Fields of later parts must not be accepted and ignored.
+    ("spec.verification", "unknown field"),
+    ("spec.slo", "unknown field"),
+    ("spec.budget", "unknown field"),
+    ("spec.placement.dataClass", "unknown field"),
+)
+
+HARDWARE_CLASS: dict[str, Any] = {
+    "apiVersion": "pocketgrid.dev/v1alpha1",
+    "kind": "HardwareClass",
+    "metadata": {"name": "phones"},
+    "spec": {
+        "description": "Phones.",
+        "nodeSelector": {
+            "matchLabels": {"pocketgrid.dev/os": "android"},
+            "matchExpressions": [{"key": "pocketgrid.dev/kind", "operator": "In", "values": ["phone"]}],
+        },
+    },
+}

@@ -1,0 +1,218 @@
+"""From manifests to the grid's own words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from pocketgrid.api.convert import resolve_uris, to_hardware_class, to_job_spec, ttl_seconds
+from pocketgrid.api.validation import validate
+from pocketgrid.errors import InvalidSpecError
+from pocketgrid.model.job import (
+    ColumnBinding,
+    InputFormat,
+    InputRef,
+    JobSpec,
+    Limits,
+    ModelRef,
+    Operation,
+    OutputFormat,
+    OutputRef,
+    Placement,
+    PostprocessStep,
+    Sharding,
+    TokenizerRef,
+)
+from pocketgrid.model.selectors import Toleration
+from tests.unit.api.manifests import DIGEST, GONE, HARDWARE_CLASS, JOB, changed, job, minimal_job
+from tests.unit.api.test_validation import SPECS
+
+
+def test_every_field_arrives_where_it_belongs() -> None:
+    assert to_job_spec(JOB) == JobSpec(
+        uid="7d1b2c9e-0000-4000-8000-000000000001",
+        namespace="team-a",
+        name="embed",
+        model=ModelRef("file:///var/lib/pocketgrid/models/minilm.onnx", DIGEST, ("last_hidden_state",)),
+        input=InputRef(
+            uri="s3://corpora/wordnet.jsonl",
+            format=InputFormat.JSONL,
+            key="id",
+            tokenizer=TokenizerRef("file:///var/lib/pocketgrid/models/tokenizer.json", "text", 128, DIGEST),
+        ),
+        output=OutputRef(
+            uri="file:///var/lib/pocketgrid/results/wordnet",
+            format=OutputFormat.JSONL,
+            postprocess=(
+                PostprocessStep(Operation.MEAN_POOL, "last_hidden_state"),
+                PostprocessStep(Operation.NORMALIZE, "last_hidden_state"),
+            ),
+        ),
+        placement=Placement(
+            hardware_classes=("phones", "boards"),
+            node_selector=(("pocketgrid.dev/owner", "lab"),),
+            tolerations=(Toleration("slow", "Equal", "yes", "NoSchedule"),),
+            max_nodes=20,
+        ),
+        sharding=Sharding(items_per_shard=256, lease_seconds=10.0),
+        limits=Limits(backoff_limit_per_shard=2, max_failed_items=100, active_deadline_s=3600),
+        priority=7,
+        suspend=False,
+        created=1795410000.0,
+    )
+
+
+def test_defaults_are_what_the_descriptions_say() -> None:
+    spec = to_job_spec(minimal_job())
+    assert spec.input.columns == (ColumnBinding("pixels", "X"),)
+    assert spec.input.tokenizer is None
+    assert spec.input.key == ""
+    assert spec.model.outputs == ()
+    assert spec.output == OutputRef("file:///r/digits", OutputFormat.PARQUET)
+    assert spec.placement == Placement()
+    assert spec.sharding == Sharding(items_per_shard=0, lease_seconds=5.0)
+    assert spec.limits == Limits(backoff_limit_per_shard=3, max_failed_items=None, active_deadline_s=0)
+    assert (spec.priority, spec.suspend) == (0, False)
+
+
+def test_the_default_length_of_texts_is_256_tokens() -> None:
+    spec = to_job_spec(job({"spec.input.tokenizer.maxLength": GONE}))
+    assert spec.input.tokenizer is not None
+    assert spec.input.tokenizer.max_length == 256
+
+
+def test_zero_failed_items_is_a_limit_and_absent_is_none() -> None:
+    assert to_job_spec(job({"spec.maxFailedItems": 0})).limits.max_failed_items == 0
+    assert to_job_spec(job({"spec.maxFailedItems": GONE})).limits.max_failed_items is None
+
+
+def test_identity_and_time_come_from_the_caller_only_where_the_object_has_none() -> None:
+    assert to_job_spec(JOB, uid="other", created=1.0).uid == JOB["metadata"]["uid"]
+    local = job({"metadata": {"name": "embed"}})
+    spec = to_job_spec(local, uid="random", created=12.5)
+    assert (spec.uid, spec.created, spec.namespace) == ("random", 12.5, "default")
+    with pytest.raises(InvalidSpecError, match=r"metadata\.uid: is required"):
+        to_job_spec(local)
+
+
+def test_an_object_as_the_api_server_returns_it_is_accepted() -> None:
+    metadata = {"labels": {"a": "b"}, "annotations": {}, "managedFields": [{"manager": "kubectl"}], "generation": 3}
+    body = {**JOB, "metadata": {**JOB["metadata"], **metadata}, "status": {"from": "a newer version"}}
+    assert to_job_spec(body) == to_job_spec(JOB)
+
+
+def test_the_first_problem_is_told_and_the_others_counted() -> None:
+    body = minimal_job({"spec.input.columns[0].input": "", "spec.sharding": {"x": 1}, "spec.priority": "a"})
+    with pytest.raises(InvalidSpecError) as caught:
+        to_job_spec(body)
+    assert caught.value.field == "spec.priority"
+    assert caught.value.reason == "InvalidField"
+    assert str(caught.value) == "spec.priority: must be a whole number, not 'a' (and 2 more problems)"
+
+
+def test_a_path_is_written_as_kubernetes_writes_it() -> None:
+    with pytest.raises(InvalidSpecError) as caught:
+        to_job_spec(minimal_job({"spec.input.columns[0].input": ""}))
+    assert caught.value.field == "spec.input.columns[0].input"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"kind": "Job"}, "kind"),
+        ({"apiVersion": "pocketgrid.dev/v2"}, "apiVersion"),
+        ({"metadata": GONE}, "metadata"),
+        ({"metadata.name": "Not_A_Name"}, "metadata.name"),
+        ({"metadata.creationTimestamp": "yesterday"}, "metadata.creationTimestamp"),
+        ({"spec": GONE}, "spec"),
+        ({"spce": {}}, "spce"),
+    ],
+)
+def test_the_object_around_the_spec_is_checked_too(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidSpecError) as caught:
+        to_job_spec(job(changes))
+    assert caught.value.field == field
+
+
+@given(SPECS)
+def test_what_validates_converts_and_nothing_else(spec: dict[str, Any]) -> None:
+    body = {**JOB, "spec": spec}
+    if not validate(spec):
+        converted = to_job_spec(body)
+        assert converted.model.sha256 == spec["model"]["sha256"]
+    else:
+        with pytest.raises(InvalidSpecError):
+            to_job_spec(body)
+
+
+# Places in local mode.
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("data.jsonl", "file:///base/data.jsonl"),
+        ("file:data.jsonl", "file:///base/data.jsonl"),
+        ("../up/my data.jsonl", "file:///up/my%20data.jsonl"),
+        ("file:my%20data.jsonl", "file:///base/my%20data.jsonl"),
+        ("100%20.jsonl", "file:///base/100%2520.jsonl"),
+        ("/abs/data.jsonl", "file:///abs/data.jsonl"),
+        ("file:/abs/data.jsonl", "file:///abs/data.jsonl"),
+        ("file:///abs/data.jsonl", "file:///abs/data.jsonl"),
+        ("s3://bucket/data.jsonl", "s3://bucket/data.jsonl"),
+    ],
+)
+def test_relative_places_are_seen_from_the_manifest(written: str, read: str) -> None:
+    body = job(
+        {
+            "spec.model.uri": written,
+            "spec.input.uri": written,
+            "spec.input.tokenizer.uri": written,
+            "spec.output.uri": written,
+        }
+    )
+    spec = to_job_spec(body, base=Path("/base"))
+    assert spec.input.tokenizer is not None
+    assert {spec.model.uri, spec.input.uri, spec.input.tokenizer.uri, spec.output.uri} == {read}
+    assert body["spec"]["model"]["uri"] == written
+
+
+def test_without_a_folder_relative_places_are_refused() -> None:
+    with pytest.raises(InvalidSpecError, match=r"spec\.input\.uri"):
+        to_job_spec(job({"spec.input.uri": "data.jsonl"}))
+
+
+@pytest.mark.parametrize("spec", [None, [], {}, {"model": None, "input": {"tokenizer": 3}, "output": {"uri": 4}}])
+def test_resolving_leaves_nonsense_for_the_checks_to_find(spec: Any) -> None:
+    body = {**JOB, "spec": spec}
+    assert resolve_uris(body, Path("/base")) == body
+
+
+# The rest.
+
+
+@pytest.mark.parametrize(("changes", "seconds"), [({}, 600), ({"spec.ttlSecondsAfterFinished": GONE}, None)])
+def test_time_to_live(changes: dict[str, Any], seconds: int | None) -> None:
+    assert ttl_seconds(job(changes)) == seconds
+
+
+def test_a_hardware_class_selects_nodes() -> None:
+    read = to_hardware_class(HARDWARE_CLASS)
+    assert read.name == "phones"
+    assert read.selector.matches({"pocketgrid.dev/os": "android", "pocketgrid.dev/kind": "phone"})
+    assert not read.selector.matches({"pocketgrid.dev/os": "android", "pocketgrid.dev/kind": "sbc"})
+    assert not read.selector.matches({"pocketgrid.dev/kind": "phone"})
+
+
+def test_an_empty_selector_selects_every_node() -> None:
+    assert to_hardware_class(changed(HARDWARE_CLASS, {"spec.nodeSelector": {}})).selector.matches({})
+
+
+def test_a_bad_hardware_class_is_refused() -> None:
+    with pytest.raises(InvalidSpecError) as caught:
+        to_hardware_class(changed(HARDWARE_CLASS, {"spec.nodeSelector": {"matchLables": {}}}))
+    assert caught.value.field == "spec.nodeSelector.matchLables"
+    assert "did you mean matchLabels?" in str(caught.value)
