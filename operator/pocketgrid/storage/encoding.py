@@ -1,0 +1,171 @@
+"""From a range of items to tensors that travel: the good rows, and why each of the others is not among them.
+
+Responsible for joining a data set and a model's inputs, by columns or by a tokenizer, and for row keys. What can
+never fit is refused when the encoder is opened; what does not fit in a single row is an `ItemFailure`. The outcome
+for a row depends on that row alone, never on the shard it is in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pocketgrid.errors import InvalidSpecError, StoreError
+from pocketgrid.model.job import InputRef, ItemFailure, TensorBinding
+from pocketgrid.model.tensors import ModelSignature, TensorData
+from pocketgrid.storage.binding import SEARCH_LIMIT, SEARCH_STEP, bind_columns, bind_tokenizer, key_column
+from pocketgrid.storage.casting import Faults
+from pocketgrid.storage.datasets import open_data_set
+from pocketgrid.storage.datasets.base import STRING, ColumnInfo, DataSet
+from pocketgrid.storage.feeding import ColumnFeed, Mask, TokenFeed, keys_of
+from pocketgrid.storage.reasons import Refusal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedShard:
+    """The items of one shard, ready to be sent.
+
+    Attributes:
+        inputs: good rows only, in order; in the order of the sources that the work order's bindings name.
+        rows: how many rows are good.
+        failures: the others, ascending; `row` counts all rows of the shard.
+    """
+
+    inputs: tuple[TensorData, ...]
+    rows: int
+    failures: tuple[ItemFailure, ...]
+
+
+class Encoder:
+    """The items of one job as tensors; immutable and thread-safe. Made by `open_encoder`.
+
+    Attributes:
+        items: how many the data set has.
+        bindings: how a device fills the model's inputs.
+        pad_token_id: see `WorkOrder`.
+        fingerprint: changes when what is encoded may have changed.
+        bytes_per_item: mean weight of the first good rows on the wire.
+    """
+
+    def __init__(
+        self,
+        data_set: DataSet,
+        feeds: Sequence[ColumnFeed | TokenFeed],
+        bindings: tuple[TensorBinding, ...],
+        key: ColumnInfo | None,
+    ) -> None:
+        self._data_set = data_set
+        self._feeds = feeds
+        self._key = key
+        self._read_columns = tuple(dict.fromkeys([f.column for f in feeds] + ([key.name] if key else [])))
+        self.items = data_set.items
+        self.bindings = bindings
+        tokenizers = [f.tokenizer for f in feeds if isinstance(f, TokenFeed)]
+        self.pad_token_id = tokenizers[0].pad_token_id if tokenizers else 0
+        parts = [data_set.fingerprint, *(t.sha256 for t in tokenizers)]
+        self.fingerprint = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+        self.bytes_per_item = 0.0
+
+    def encode(self, start: int, stop: int) -> EncodedShard:
+        """Items [start, stop). Blocking.
+
+        Raises:
+            StoreError: see `DataSet.read`.
+        """
+        rows = self._data_set.read(start, stop, self._read_columns)
+        failures = {failure.row: failure for failure in rows.failures}
+        if self._key is not None:
+            _, faults = keys_of(self._key, rows)
+            _add(failures, faults, "key ", self._key.name, start)
+        prepared: list[Any] = []
+        for feed in self._feeds:
+            values, faults = feed.prepare(rows.columns[feed.column], rows.count)
+            _add(failures, faults, "", feed.column, start)
+            prepared.append(values)
+        good: Mask | None = None
+        if failures:
+            good = np.ones(rows.count, np.bool_)
+            good[list(failures)] = False
+        inputs = tuple(feed.tensor(p, good) for feed, p in zip(self._feeds, prepared, strict=True))
+        ordered = tuple(failures[row] for row in sorted(failures))
+        return EncodedShard(inputs, rows.count - len(ordered), ordered)
+
+    def keys(self, start: int, stop: int) -> pa.Array:
+        """Row keys of items [start, stop): text, int64 or uint64 of the key column, or int64 row numbers.
+
+        The type is the same for every range. A row whose key cannot be read has null.
+
+        Raises:
+            StoreError: see `DataSet.read`.
+        """
+        import pyarrow as pa
+
+        if self._key is None:
+            return pa.array(np.arange(start, stop, dtype=np.int64))
+        keys, _ = keys_of(self._key, self._data_set.read(start, stop, (self._key.name,)))
+        arrow_type = {STRING: pa.string(), "uint64": pa.uint64()}.get(self._key.dtype, pa.int64())
+        return pa.array(keys, arrow_type)
+
+    def close(self) -> None:
+        """Close the data set. No call may be under way."""
+        self._data_set.close()
+
+
+def open_encoder(job_input: InputRef, signature: ModelSignature) -> Encoder:
+    """Open the data set and join it to the model's inputs. Blocking.
+
+    Raises:
+        InvalidSpecError: blaming a field under ``spec.input``.
+    """
+    if bool(job_input.columns) == (job_input.tokenizer is not None):
+        raise InvalidSpecError(Refusal.INVALID_BINDING, "state either columns or a tokenizer", field="spec.input")
+    data_set = open_data_set(job_input)
+    try:
+        if data_set.items == 0:
+            raise InvalidSpecError(Refusal.EMPTY_DATA_SET, f"{job_input.uri} has no items", field="spec.input.uri")
+        key = key_column(data_set, job_input.key) if job_input.key else None
+        feeds: Sequence[ColumnFeed | TokenFeed]
+        if job_input.tokenizer is not None:
+            feeds, bindings = bind_tokenizer(data_set, job_input.tokenizer, signature)
+        else:
+            feeds, bindings = bind_columns(data_set, job_input.columns, signature)
+        encoder = Encoder(data_set, feeds, bindings, key)
+        _find_good_row(encoder)
+        return encoder
+    except StoreError as error:
+        data_set.close()
+        raise InvalidSpecError(Refusal.UNREADABLE, str(error), field="spec.input.uri") from error
+    except BaseException:
+        data_set.close()
+        raise
+
+
+def _find_good_row(encoder: Encoder) -> None:
+    """Make sure that there is one, and weigh the first ones."""
+    first_failure = ""
+    for start in range(0, min(SEARCH_LIMIT, encoder.items), SEARCH_STEP):
+        shard = encoder.encode(start, min(start + SEARCH_STEP, encoder.items))
+        if shard.rows:
+            weight = sum(len(t.data) + 4 * len(t.row_lengths or ()) for t in shard.inputs)
+            encoder.bytes_per_item = weight / shard.rows
+            return
+        first_failure = first_failure or f"{shard.failures[0].reason}, {shard.failures[0].message}"
+    raise InvalidSpecError(
+        Refusal.NO_USABLE_ROW,
+        f"none of the first {min(SEARCH_LIMIT, encoder.items)} rows can be used; the first says: {first_failure}",
+        field="spec.input",
+    )
+
+
+def _add(failures: dict[int, ItemFailure], faults: Faults, kind: str, column: str, start: int) -> None:
+    for row, (reason, what) in faults.items():
+        if row not in failures:
+            message = f"row {start + row}: {kind}column {column!r} {what}"
+            failures[row] = ItemFailure(row, reason, message)

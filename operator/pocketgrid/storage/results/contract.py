@@ -1,0 +1,89 @@
+"""What goes into a result store and what comes back: the words it shares with the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pocketgrid.model.ids import AttemptSeq, DeviceName, Epoch, ShardIndex
+from pocketgrid.model.job import ItemFailure
+from pocketgrid.model.ranges import IndexSet
+from pocketgrid.model.tensors import TensorData
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """Sizes that trade memory, files and waiting against each other.
+
+    Attributes:
+        segment_bytes: a log or staging segment is closed once it has so many bytes.
+        part_rows: a part has about so many rows,
+        part_bytes: unless their estimated size would exceed this,
+        part_texts: or, for JSONL, so many numbers (a few million a second can be formatted).
+    """
+
+    segment_bytes: int = 64 << 20
+    part_rows: int = 65_536
+    part_bytes: int = 128 << 20
+    part_texts: int = 8 << 20
+
+
+DEFAULT_LIMITS = StoreLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCommit:
+    """The accepted result of one shard.
+
+    Attributes:
+        outputs: one tensor per result column over the rows that have a result, in row order; may be empty if
+            every row failed.
+        failures: the other rows, by number within the shard.
+        compute_us: microseconds the device computed.
+        engine: inference engine that computed it.
+    """
+
+    shard: ShardIndex
+    seq: AttemptSeq
+    device: DeviceName
+    owner: str
+    outputs: tuple[TensorData, ...]
+    failures: tuple[ItemFailure, ...]
+    compute_us: int = 0
+    engine: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What became of a batch, shard by shard. All of `new` and `already` is durable.
+
+    Attributes:
+        new: committed by this call.
+        already: committed before, or earlier in the batch; the first result stands.
+        refused: not committed because the result does not fit, with the reason.
+    """
+
+    new: tuple[ShardIndex, ...]
+    already: tuple[ShardIndex, ...]
+    refused: tuple[tuple[ShardIndex, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What opening found.
+
+    Attributes:
+        token_key: secret of the attempt tokens; the same for the whole life of the job.
+        per_shard: 0 if the job was not planned yet.
+        committed: shards that are done.
+        rows_done: rows of these, failed ones included.
+        notes: damage that was met and what it means, as sentences.
+    """
+
+    epoch: Epoch
+    token_key: bytes = field(repr=False)
+    per_shard: int
+    committed: IndexSet
+    rows_done: int
+    rows_failed: int
+    finished: bool
+    notes: tuple[str, ...]

@@ -1,0 +1,403 @@
+"""The result store of one job: results in, acknowledged once durable; final parts and a manifest out.
+
+Responsible for the order of things: staged data is fsynced before the log speaks of it, the log is fsynced and the
+epoch checked before anything is acknowledged, a part is in place before it is entered as sealed, and staged data is
+removed only after that entry is durable. What each step does is in the neighbouring modules, and why two writers
+cannot both acknowledge is in `pocketgrid.storage.commitlog`.
+
+All methods, `open` and `finish` included, are called from one thread at a time; there are no locks inside. They
+block on the disk, so that thread is not the event loop's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pocketgrid.errors import CorruptLogError, InternalError, InvalidSpecError, StoreError
+from pocketgrid.model.ids import ShardIndex
+from pocketgrid.model.job import AdmittedJob, OutputFormat, ShardGrid
+from pocketgrid.model.ranges import IndexSet
+from pocketgrid.model.tensors import TensorData
+from pocketgrid.storage.commitlog import CommitLog
+from pocketgrid.storage.durable import FolderLock, make_folder, output_folder, store_error, write_atomically
+from pocketgrid.storage.logentries import Commit, Entry, Finished, LogState, Plan, Reopened, Sealed, Unsealed
+from pocketgrid.storage.results.columns import Column, derive_columns, layout_of, unseen, with_layout
+from pocketgrid.storage.results.contract import DEFAULT_LIMITS, Committed, Recovered, ShardCommit, StoreLimits
+from pocketgrid.storage.results.manifest import NAME as MANIFEST_NAME
+from pocketgrid.storage.results.manifest import FileEntry, Manifest, PartEntry, load_manifest
+from pocketgrid.storage.results.ownership import PRIVATE, check_ownership, fingerprint
+from pocketgrid.storage.results.parts import errors_name, part_name
+from pocketgrid.storage.results.sealing import KeyColumn, PartSource, encode_record, output_schema, seal_part
+from pocketgrid.storage.results.staging import Staging
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROW_NUMBER = "row"
+"""Name of the key column of a job that names none."""
+
+
+class ResultStore:
+    """Writer of one job's output folder.
+
+    Attributes:
+        recovered: what opening found.
+    """
+
+    recovered: Recovered
+
+    def __init__(self, job: AdmittedJob, keys: Callable[[int, int], pa.Array], limits: StoreLimits) -> None:
+        """For `open` only."""
+        self._job = job
+        self._limits = limits
+        self._folder = output_folder(job.spec.output.uri)
+        self._private = self._folder / PRIVATE
+        self._lock = FolderLock(self._private / "lock")
+        self._columns = derive_columns(job)
+        self._keys = keys
+        self._key: KeyColumn | None = None
+        self._reopened: list[ShardIndex] = []
+        self._log: CommitLog
+        self._staging: Staging
+
+    @classmethod
+    def open(
+        cls,
+        job: AdmittedJob,
+        keys: Callable[[int, int], pa.Array],
+        *,
+        take_over: bool = False,
+        limits: StoreLimits = DEFAULT_LIMITS,
+    ) -> ResultStore:
+        """Become the writer of the job's output folder and recover what earlier writers committed.
+
+        Args:
+            job: the admitted job; its output folder is created if need be.
+            keys: gives the keys of items [start, stop), in order; not asked if the key is the row number.
+            take_over: go on even if a live process of this host holds the folder's lock. It is fenced off by the
+                epoch and can acknowledge nothing more.
+            limits: sizes; the defaults are right but for tests.
+
+        Raises:
+            InvalidSpecError: the folder cannot be used (reason OutputHoldsAnotherJob, InputChanged, ModelChanged,
+                OutputChanged, OutputUnwritable, UnsupportedOutput or NameCollision).
+            StoreError: another process writes there, or the disk failed.
+            CorruptLogError: the log is damaged beyond redoing.
+        """
+        store = cls(job, keys, limits)
+        if job.spec.input.key in {c.name for c in store._columns}:
+            message = f"the key column {job.spec.input.key!r} has the name of a model output; rename the column"
+            raise InvalidSpecError("NameCollision", message, field="spec.input.key")
+        try:
+            make_folder(store._private)
+            store._lock.acquire(required=not take_over)
+        except PermissionError as error:
+            message = f"{store._folder} cannot be written: {error.strerror}; give this process the right to write there"
+            raise InvalidSpecError("OutputUnwritable", message, field="spec.output.uri") from error
+        except (NotADirectoryError, FileExistsError) as error:
+            message = f"{store._folder} is not a folder, nor can it be made one; name another"
+            raise InvalidSpecError("OutputUnwritable", message, field="spec.output.uri") from error
+        except OSError as error:
+            raise store_error("opening", store._private, error) from error
+        try:
+            store._recover()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _recover(self) -> None:
+        check_ownership(self._job, self._folder)
+        limits = self._limits
+        self._log = CommitLog.open(
+            self._private / "log", self._job.spec.uid, fingerprint(self._job), rotate_bytes=limits.segment_bytes
+        )
+        state = self._log.state
+        self._staging = Staging(self._private / "staging", self._log.epoch, rotate_bytes=limits.segment_bytes)
+        notes = list(self._log.notes)
+        if state.layout is not None:
+            self._columns = with_layout(self._columns, state.layout)
+        if state.plan is not None and state.plan.items != self._job.items:
+            raise CorruptLogError(f"the log of {self._folder} plans {state.plan.items} items, not {self._job.items}")
+        entries = self._missing(state, notes)
+        if entries:
+            self._log.append(entries)
+        # Only now: the header is durable and no newer epoch exists, so what we do not need nobody needs.
+        self._staging.sweep(state.references)
+        self.recovered = Recovered(
+            epoch=self._log.epoch,
+            token_key=self._log.token_key,
+            per_shard=state.plan.per_shard if state.plan else 0,
+            committed=IndexSet(state.committed.runs()),
+            rows_done=state.rows_done,
+            rows_failed=state.rows_failed,
+            finished=state.finished is not None and state.complete,
+            notes=tuple(notes),
+        )
+
+    def _missing(self, state: LogState, notes: list[str]) -> list[Entry]:
+        """What the log believes in but the folder no longer has."""
+        entries: list[Entry] = []
+        for part, sealed in state.sealed.items():
+            name = part_name(part, self._job.spec.output.format)
+            if _size(self._folder / name) != sealed.bytes:
+                entries.append(Unsealed(part))
+                notes.append(f"{name} is missing or was cut; its shards are done again")
+            elif sealed.errors_bytes and _size(self._folder / errors_name(part)) != sealed.errors_bytes:
+                entries.append(Unsealed(part))
+                notes.append(f"{errors_name(part)} is missing or was cut; the shards of its part are done again")
+        sizes = {segment: self._staging.size(segment) for segment in state.references}
+        lost = [
+            c for commits in state.staged.values() for c in commits.values() if c.offset + c.length > sizes[c.staging]
+        ]
+        if lost:
+            entries += [Reopened(c.shard, c.staging, c.offset) for c in lost]
+            notes.append(f"the staged results of {len(lost)} shards are gone; they are done again")
+        return entries
+
+    # ---- writing ----
+
+    def plan(self, per_shard: int) -> None:
+        """Fix how the job is cut; durable when it returns. Saying the same again is harmless.
+
+        Raises:
+            InternalError: the job was planned differently before.
+            StoreError: writing failed; the job is still unplanned.
+        """
+        state = self._log.state
+        if state.plan is not None:
+            if state.plan.per_shard != per_shard:
+                raise InternalError(f"{self._folder} is cut by {state.plan.per_shard} items, not by {per_shard}")
+            return
+        limits, rows = self._limits, self._limits.part_rows
+        values = sum(c.estimated_values for c in self._columns) or 1
+        rows = min(rows, limits.part_bytes // (4 * values))
+        if self._job.spec.output.format is OutputFormat.JSONL:
+            rows = min(rows, limits.part_texts // values)
+        shards = max(1, ShardGrid(self._job.items, per_shard).shards)
+        entries: list[Entry] = [Plan(per_shard, self._job.items, min(shards, max(1, rows // per_shard)))]
+        if all(c.known for c in self._columns):
+            entries.append(layout_of(self._columns))
+        self._log.append(entries)
+
+    def conforms(self, outputs: Sequence[TensorData], rows: int) -> str | None:
+        """Why `outputs` cannot be the result of `rows` rows, or None. No look at values, but for class labels."""
+        return _misfit(self._columns, outputs, rows)
+
+    def commit(self, batch: Sequence[ShardCommit]) -> Committed:
+        """Make the results of `batch` durable, all in one go. What it returns as done, no crash undoes.
+
+        Raises:
+            StaleEpochError: a newer writer exists; nothing of the batch is acknowledged.
+            StoreError: writing failed, such as on a full disk; nothing of the batch is acknowledged, what was
+                committed stays, and the same batch may be tried again.
+            InternalError: the job is not planned yet.
+        """
+        state = self._log.state
+        if state.plan is None:
+            raise InternalError(f"{self._folder}: a shard was committed before the job was planned")
+        new: list[ShardCommit] = []
+        already: list[ShardIndex] = []
+        refused: list[tuple[ShardIndex, str]] = []
+        columns, fresh = self._columns, set()
+        for shard in batch:
+            if shard.shard in state.committed or shard.shard in fresh:
+                already.append(shard.shard)
+                continue
+            if problem := self._problem(columns, shard, state.plan):
+                refused.append((shard.shard, problem))
+                continue
+            if shard.outputs and shard.outputs[0].items:
+                columns = tuple(c.settled_by(t) for c, t in zip(columns, shard.outputs, strict=True))
+            fresh.add(shard.shard)
+            new.append(shard)
+        if new:
+            self._write(new, columns)
+        return Committed(tuple(s.shard for s in new), tuple(already), tuple(refused))
+
+    def _problem(self, columns: Sequence[Column], shard: ShardCommit, plan: Plan) -> str | None:
+        if not 0 <= shard.shard < plan.grid.shards:
+            return f"there is no shard {shard.shard} among {plan.grid.shards}"
+        size, failed = plan.grid.size(shard.shard), {f.row for f in shard.failures}
+        if len(failed) != len(shard.failures) or any(not 0 <= row < size for row in failed):
+            return f"the failed rows are not distinct rows of a shard of {size}"
+        return _misfit(columns, shard.outputs, size - len(failed))
+
+    def _write(self, new: Sequence[ShardCommit], columns: tuple[Column, ...]) -> None:
+        records = [encode_record(columns, s.outputs, s.failures) for s in new]
+        locations = self._staging.append(records)
+        entries: list[Entry] = []
+        if self._log.state.layout is None and all(c.known for c in columns):
+            entries.append(layout_of(columns))
+        for shard, (batch, _), where in zip(new, records, locations, strict=True):
+            entries.append(
+                Commit(
+                    shard=shard.shard,
+                    seq=shard.seq,
+                    device=shard.device,
+                    owner=shard.owner,
+                    engine=shard.engine,
+                    rows=shard.outputs[0].items if shard.outputs else 0,
+                    failed=len(shard.failures),
+                    compute_us=shard.compute_us,
+                    staging=where.segment,
+                    offset=where.offset,
+                    length=where.length,
+                    batch_length=len(batch),
+                    crc=where.crc,
+                )
+            )
+        self._log.append(entries)
+        self._columns = columns
+
+    # ---- finishing ----
+
+    def seal(self) -> int:
+        """Write the final file of at most one part whose shards are all committed; return how many were sealed.
+
+        0 also if staged results turned out to be damaged: ask `take_reopened`.
+
+        Raises:
+            StaleEpochError: a newer writer exists.
+            StoreError: writing failed; the part is sealed later.
+            InvalidSpecError: the data set no longer gives the keys it promised.
+        """
+        state = self._log.state
+        part = state.ready_part()
+        if part is None or state.plan is None:
+            return 0
+        columns = self._columns if all(c.known for c in self._columns) else unseen(self._columns)
+        source = PartSource(state.plan, part, dict(state.staged[part]), self._staging, columns, self._key_column())
+        outcome = seal_part(source, self._folder, self._job.spec.output.format, self._log.check_epoch)
+        if isinstance(outcome, Sealed):
+            self._log.append([outcome])
+            self._staging.sweep(state.references)
+            return 1
+        self._log.append([Reopened(c.shard, c.staging, c.offset) for c in outcome])
+        self._reopened += [ShardIndex(c.shard) for c in outcome]
+        return 0
+
+    @property
+    def has_reopened(self) -> bool:
+        """Whether `take_reopened` has something to tell."""
+        return bool(self._reopened)
+
+    def take_reopened(self) -> list[ShardIndex]:
+        """Shards that were committed but must be done again, because their staged results were damaged. Once each."""
+        taken, self._reopened = self._reopened, []
+        return taken
+
+    def finish(self) -> Manifest:
+        """Seal what remains, write the manifest and enter the end; calling it again is harmless.
+
+        Raises:
+            StoreError: writing failed, or not all shards are committed (some may have been reopened just now: ask
+                `take_reopened`).
+            StaleEpochError, InvalidSpecError: see `seal`.
+        """
+        while self.seal():
+            pass
+        state = self._log.state
+        plan = state.plan
+        if (plan is None and self._job.items) or (plan is not None and len(state.sealed) != plan.parts):
+            shards = plan.grid.shards if plan else 0
+            raise StoreError(
+                f"{self._folder} cannot be finished: {len(state.committed)} of {shards} shards are committed"
+            )
+        path = self._folder / MANIFEST_NAME
+        data = self._manifest().to_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        self._log.check_epoch()
+        try:
+            if not path.exists() or path.read_bytes() != data:
+                write_atomically(path, self._staging.temporary(MANIFEST_NAME), data)
+        except OSError as error:
+            self._log.check_epoch()
+            raise store_error("writing", path, error) from error
+        if state.finished != Finished(digest):
+            self._log.append([Finished(digest)])
+        self._staging.close()
+        self._log.check_epoch()  # what a newer writer has staged is not ours to remove
+        self._staging.sweep(())
+        return load_manifest(path)
+
+    def _manifest(self) -> Manifest:
+        state, spec = self._log.state, self._job.spec
+        columns = self._columns if all(c.known for c in self._columns) else unseen(self._columns)
+        parts = [self._part_entry(state.plan, state.sealed[n]) for n in sorted(state.sealed) if state.plan]
+        key = self._key_column()
+        return Manifest(
+            job=spec.uid,
+            name=spec.key,
+            model=spec.model.sha256,
+            input=spec.input.uri,
+            input_fingerprint=self._job.fingerprint,
+            format=spec.output.format.value,
+            key=key.name,
+            numbered=key.numbered,
+            items=self._job.items,
+            rows=sum(p.data.rows for p in parts),
+            failed=sum(p.errors.rows for p in parts if p.errors),
+            columns=tuple(
+                {"name": f.name, "type": str(f.type)}
+                | ({"shape": json.loads(f.metadata[b"shape"])} if f.metadata else {})
+                for f in output_schema(key, columns)
+            ),
+            parts=tuple(parts),
+        )
+
+    def _part_entry(self, plan: Plan, sealed: Sealed) -> PartEntry:
+        first, stop = plan.rows_of(sealed.part)
+        name = part_name(sealed.part, self._job.spec.output.format)
+        errors = None
+        if sealed.failed:
+            errors = FileEntry(errors_name(sealed.part), sealed.failed, sealed.errors_bytes, sealed.errors_sha256)
+        return PartEntry(first, stop - first, FileEntry(name, sealed.rows, sealed.bytes, sealed.sha256), errors)
+
+    def _key_column(self) -> KeyColumn:
+        if self._key is None:
+            import pyarrow as pa
+
+            name = self._job.spec.input.key
+            if not name:
+                taken = {c.name for c in self._columns}
+                name = next(n for n in (ROW_NUMBER, "row_number", "_row_number") if n not in taken)
+                self._key = KeyColumn(name, numbered=True, type=pa.int64(), source=self._keys)
+            else:
+                # The first key decides, so that all parts agree however the data set is read.
+                first = self._keys(0, min(1, self._job.items))
+                self._key = KeyColumn(name, numbered=False, type=first.type, source=self._keys)
+        return self._key
+
+    def close(self) -> None:
+        """Let go of files and lock; what is on disk stays as it is."""
+        for held in (getattr(self, "_log", None), getattr(self, "_staging", None)):
+            if held is not None:
+                held.close()
+        self._lock.release()
+
+
+def _misfit(columns: Sequence[Column], outputs: Sequence[TensorData], rows: int) -> str | None:
+    if not rows and not any(t.items for t in outputs):
+        return None
+    if len(outputs) != len(columns):
+        return f"there are {len(outputs)} outputs where {len(columns)} are due"
+    for column, tensor in zip(columns, outputs, strict=True):
+        if problem := tensor.problem():
+            return f"output {column.name!r}: {problem}"
+        if tensor.items != rows:
+            return f"output {column.name!r} has {tensor.items} rows where {rows} are due"
+        if problem := column.problem(tensor):
+            return problem
+    return None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
