@@ -60,12 +60,14 @@ class RefusedError(PeerError):
 
     Attributes:
         reason: CamelCase reason given by the other side.
+        message: for people, without the reason.
         retry: whether asking again later can succeed.
     """
 
     def __init__(self, reason: str, message: str, *, retry: bool) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
+        self.message = message
         self.retry = retry
 
 

@@ -1,0 +1,177 @@
+"""Between the wire's messages and the agent's own data. Nothing else in the agent knows the shape of messages.
+
+Tolerant in, strict out: what a newer gateway adds is ignored, and nothing leaves here that the contract forbids.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pocketgrid.errors import ProtocolError
+from pocketgrid.wire.v1 import agent_pb2 as pb
+from pocketgrid_agent import events as ev
+from pocketgrid_agent import postprocess
+from pocketgrid_agent.batching import BadItem, Column, MalformedShardError, ShardOutput
+
+_NUMBERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("bool", *_NUMBERS, "float16", "float32", "float64")}
+
+# `dtype.name` takes numpy longer than all the rest of encoding a small tensor.
+_NAMES = {np.dtype(name): name for name in _DTYPES}
+
+_OPERATIONS = {
+    pb.OPERATION_MEAN_POOL: postprocess.MEAN_POOL,
+    pb.OPERATION_NORMALIZE: postprocess.NORMALIZE,
+    pb.OPERATION_ARGMAX: postprocess.ARGMAX,
+}
+
+
+def event_of(message: pb.GatewayMessage) -> ev.Event | None:
+    """What a message of the gateway means to the machine; None for what concerns the link only, or is unknown.
+
+    Raises:
+        ProtocolError: a work order that no version of this protocol allows.
+    """
+    match message.WhichOneof("body"):
+        case "work_order":
+            return ev.Ordered(order_of(message.work_order))
+        case "lease":
+            lease = message.lease
+            return ev.Leased(tuple(_attempt(lease.job, shard) for shard in lease.shards))
+        case "revoke":
+            return ev.Revoked(message.revoke.job, tuple(message.revoke.tokens))
+        case "settled":
+            settled = message.settled
+            refused = (refusal.token for refusal in settled.refused)
+            return ev.Settled((*settled.committed, *settled.superseded, *refused))
+        case "cancel":
+            return ev.Cancelled(message.cancel.job, tuple(message.cancel.tokens))
+        case "drain":
+            return ev.DrainRequested(message.drain.reason or "Drained", leave=False)
+        case _:
+            return None
+
+
+def order_of(order: pb.WorkOrder) -> ev.Order:
+    """A work order in the agent's words.
+
+    Raises:
+        ProtocolError: it names an operation or dtype this version does not know, or no model.
+    """
+    if len(order.model_sha256) != 64 or not set(order.model_sha256) <= set("0123456789abcdef"):
+        raise ProtocolError(f"job {order.job}: {order.model_sha256!r} is no SHA-256 in lower-case hexadecimal")
+    outputs = []
+    for plan in order.outputs:
+        unknown = [o for o in plan.operations if o not in _OPERATIONS]
+        if unknown:
+            raise ProtocolError(f"job {order.job}: operation {unknown[0]} of output {plan.output!r} is unknown")
+        operations = tuple(_OPERATIONS[o] for o in plan.operations)
+        outputs.append(ev.Output(plan.output, operations, plan.ragged))
+    for binding in order.bindings:
+        if binding.dtype not in _DTYPES or binding.source < ev.ZEROS_SOURCE:
+            raise ProtocolError(f"job {order.job}: input {binding.input!r} cannot be filled as told")
+    return ev.Order(
+        job=order.job,
+        model=order.model_sha256,
+        model_bytes=order.model_bytes,
+        bindings=tuple(ev.Binding(b.input, b.source, b.dtype) for b in order.bindings),
+        outputs=tuple(outputs),
+        fixed_batch=order.fixed_batch,
+        pad_token_id=order.pad_token_id,
+    )
+
+
+def _attempt(job: str, shard: pb.Shard) -> ev.Attempt:
+    # Sizes as stated: looking at the data itself would copy it, and a lie is found when the shard is decoded.
+    stated = sum(math.prod(t.shape) * (_DTYPES[t.dtype].itemsize if t.dtype in _DTYPES else 1) for t in shard.inputs)
+    return ev.Attempt(job, shard.index, shard.token, shard.items, stated, shard)
+
+
+def columns_of(shard: pb.Shard) -> list[Column]:
+    """The input tensors of a shard; they share the message's memory and cannot be written.
+
+    Raises:
+        MalformedShardError: a tensor contradicts itself.
+    """
+    return [_column(number, tensor) for number, tensor in enumerate(shard.inputs)]
+
+
+def _column(number: int, tensor: pb.Tensor) -> Column:
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise MalformedShardError(f"tensor {number} has unknown dtype {tensor.dtype!r}")
+    try:
+        values: npt.NDArray[Any] = np.frombuffer(tensor.data, dtype).reshape(tuple(tensor.shape))
+    except ValueError as error:
+        raise MalformedShardError(
+            f"tensor {number}: {len(tensor.data)} bytes do not fill {tensor.dtype}{list(tensor.shape)}"
+        ) from error
+    if values.ndim < 1:
+        raise MalformedShardError(f"tensor {number} has no item axis")
+    if not tensor.row_lengths:
+        return Column(values)
+    lengths = np.array(tensor.row_lengths, np.int64)
+    if int(lengths.sum()) != len(values):
+        raise MalformedShardError(f"tensor {number}: row lengths do not add up to {len(values)}")
+    return Column(values, lengths)
+
+
+def result_of(attempt: ev.Attempt, output: ShardOutput, compute_us: int) -> pb.ShardResult:
+    """The message for a computed shard. If not one item succeeded, the attempt failed and its items are to blame."""
+    result = pb.ShardResult(shard=attempt.shard, token=attempt.token, compute_us=compute_us)
+    if not output.columns and output.failures:
+        worst: BadItem = output.failures[0]
+        result.failure.CopyFrom(
+            pb.ShardFailure(cause=pb.ShardFailure.CAUSE_ITEMS, reason=worst.reason, message=worst.message)
+        )
+    for column in output.columns:
+        values = np.ascontiguousarray(column.values)
+        result.outputs.append(
+            pb.Tensor(
+                dtype=_NAMES[values.dtype],
+                shape=values.shape,
+                data=_little_endian(values).tobytes(),
+                row_lengths=() if column.lengths is None else column.lengths.tolist(),
+            )
+        )
+    result.failures.extend(pb.ItemFailure(row=f.row, reason=f.reason, message=f.message) for f in output.failures)
+    return result
+
+
+def _little_endian(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values if sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<"))
+
+
+def node_failure(attempt: ev.Attempt, reason: str, message: str, compute_us: int) -> pb.ShardResult:
+    """The message for an attempt this device could not carry out; never held against the shard."""
+    failure = pb.ShardFailure(cause=pb.ShardFailure.CAUSE_NODE, reason=reason, message=message)
+    return pb.ShardResult(shard=attempt.shard, token=attempt.token, compute_us=compute_us, failure=failure)
+
+
+def reissued(body: bytes, token: ev.Token) -> bytes:
+    """A serialised result as answer to another attempt of the same shard."""
+    result = pb.ShardResult.FromString(body)
+    result.token = token
+    return result.SerializeToString()
+
+
+def report_message(order: ev.Order, outcome: ev.Ready | ev.NotReady) -> pb.DeviceMessage:
+    """Whether this device is ready for a job."""
+    report = pb.ModelReport(job=order.job, model_sha256=order.model)
+    match outcome:
+        case ev.Ready():
+            report.state = pb.ModelReport.STATE_READY
+            report.items_per_second = outcome.items_per_second
+            report.micro_batch = outcome.micro_batch
+            report.fetch_ms = outcome.fetch_ms
+            report.load_ms = outcome.load_ms
+        case ev.NotReady():
+            report.state = pb.ModelReport.STATE_FAILED
+            report.reason = outcome.reason
+            report.message = outcome.message
+    return pb.DeviceMessage(model_report=report)

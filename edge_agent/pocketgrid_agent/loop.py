@@ -1,0 +1,352 @@
+"""The driver: what happens becomes an event for the machine, and the effects it answers with are carried out here.
+
+It decides nothing by itself. Everything of it runs on one event loop, except what the slots, the journal's thread and
+the model threads do; they report back to the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import assert_never
+
+from pocketgrid.errors import ProtocolError, StoreError
+from pocketgrid.wire import framing
+from pocketgrid.wire.v1 import agent_pb2 as pb
+from pocketgrid_agent import __version__, codec, policy
+from pocketgrid_agent import events as ev
+from pocketgrid_agent.backoff import Backoff
+from pocketgrid_agent.cache import ModelCache
+from pocketgrid_agent.compute import ComputePool
+from pocketgrid_agent.events import Token
+from pocketgrid_agent.identity import State
+from pocketgrid_agent.journal import Entry, Journal
+from pocketgrid_agent.keeper import ResultKeeper
+from pocketgrid_agent.link import Link
+from pocketgrid_agent.machine import Held, Limits, Machine
+from pocketgrid_agent.models import Preparation
+from pocketgrid_agent.runtime import Engine, OnnxRuntime
+from pocketgrid_agent.settings import Settings
+from pocketgrid_agent.stream import Target
+from pocketgrid_agent.vitals import Vitals, VitalsReader, resident_bytes, termux_command
+
+log = logging.getLogger(__name__)
+
+VITALS_SECONDS = 5.0
+"""Between readings of the vitals; heartbeats may be more frequent."""
+
+CLOSE_SECONDS = 2.0
+"""For the last messages when leaving."""
+
+
+class Agent:
+    """One agent process, from its first dial to its end.
+
+    Args:
+        settings: what the owner said.
+        state: who this device is; stays the caller's to close.
+        target: whom to dial.
+        backoff: how long to wait between dials.
+
+    Raises:
+        StoreError: journal or cache cannot be used.
+    """
+
+    def __init__(self, settings: Settings, state: State, target: Target, backoff: Backoff) -> None:
+        self._settings = settings
+        self._state = state
+        self._target = target
+        self._machine = Machine(
+            Limits(
+                slots=settings.slots,
+                credit_shards=settings.credit_shards,
+                credit_bytes=settings.credit_bytes,
+                held_bytes=settings.journal_bytes,
+            )
+        )
+        self._cache = ModelCache(settings.cache_dir, budget_bytes=settings.cache_bytes)
+        journal = Journal(state.journal_path)
+        if journal.moved_aside is not None:
+            log.warning("the journal was unreadable and is now at %s; its results are lost", journal.moved_aside)
+        self._machine.restore(
+            Held(s.job, s.shard, s.token, result_bytes=s.body_bytes, failed=s.failed) for s in journal.summaries()
+        )
+        self._keeper = ResultKeeper(journal, lambda tokens: self._handle(ev.Journaled(tokens)))
+        self._pool = ComputePool(settings.slots, self._wake_up)
+        self._link = Link(target, self, backoff)
+        self._vitals_reader = VitalsReader(ask_termux=termux_command(), now=time.monotonic)
+        self._vitals = Vitals()
+        self._models: Preparation | None = None
+        self._verdict = policy.ALLOWED
+        self._preparations: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._finished = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until drained.
+
+        Raises:
+            RefusedError: the gateway will not have this device.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._pool.start()
+        # Importing the engine takes longer than dialling; a slot does it meanwhile.
+        self._engine = asyncio.wrap_future(self._pool.call(self._make_engine))
+        link = asyncio.ensure_future(self._link.run())
+        vitals = asyncio.ensure_future(self._watch_vitals())
+        finished = asyncio.ensure_future(self._finished.wait())
+        try:
+            await asyncio.wait([link, vitals, finished], return_when=asyncio.FIRST_COMPLETED)
+            for each in (link, vitals):
+                if each.done():
+                    each.result()
+            await self._link.close(CLOSE_SECONDS)
+        finally:
+            tasks = [link, vitals, finished, *self._preparations.values(), *self._tasks]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._keeper.close()
+            if self._models is not None:
+                self._models.close()
+
+    def drain(self, reason: str) -> None:
+        """Finish what is begun, give back the rest, deliver, then let `run` end; at the latest after the deadline."""
+        log.info("draining reason=%s deadline_s=%.0f", reason, self._settings.drain_s)
+        self._loop.call_later(self._settings.drain_s, self._out_of_time)
+        self._handle(ev.DrainRequested(reason, leave=True))
+
+    def _out_of_time(self) -> None:
+        if not self._finished.is_set():
+            log.warning(
+                "drain deadline over running=%d unsettled=%d; results stay in the journal",
+                len(self._machine.running),
+                len(self._machine.held),
+            )
+            self._finished.set()
+
+    def _make_engine(self) -> Engine:
+        settings = self._settings
+        threads = max(1, settings.threads // settings.slots)
+        return OnnxRuntime(threads=threads, spin=not settings.facts.has_battery)
+
+    # ---- what the link asks and says ----
+
+    async def hello(self) -> pb.Hello:
+        """Who we are and what we still hold."""
+        engine = await asyncio.shield(self._engine)
+        if self._models is None:
+            self._models = Preparation(
+                engine,
+                self._cache,
+                self._link,
+                self._pool,
+                memory_bytes=self._settings.memory_bytes,
+                slots=self._settings.slots,
+                micro_batch=self._settings.micro_batch,
+                resident=resident_bytes,
+            )
+        settings, facts = self._settings, self._settings.facts
+        return pb.Hello(
+            protocol_version=framing.PROTOCOL_VERSION,
+            device_name=self._state.name,
+            boot_id=self._state.boot_id,
+            owner=settings.owner,
+            node_name=settings.node_name,
+            facts=pb.DeviceFacts(
+                kind=facts.kind,
+                arch=facts.arch,
+                os=facts.os,
+                cores=facts.cores,
+                memory_bytes=facts.memory_bytes,
+                simd=facts.simd,
+                providers=engine.providers,
+                model_name=facts.model_name,
+                agent_version=__version__,
+                engine=engine.description,
+                opset=engine.opset,
+            ),
+            slots=settings.slots,
+            credits=pb.Credits(shards=settings.credit_shards, bytes=settings.credit_bytes),
+            cached_models=self._cache.digests(),
+            held=[
+                pb.HeldAttempt(job=h.job, shard=h.shard, token=h.token, finished=h.finished)
+                for h in self._machine.announce()
+            ],
+            labels=settings.labels,
+        )
+
+    async def heartbeat(self, sequence: int) -> pb.Heartbeat:
+        """How we feel."""
+        vitals, machine = self._vitals, self._machine
+        heartbeat = pb.Heartbeat(
+            sequence=sequence,
+            load1=vitals.load1,
+            memory_available_bytes=vitals.memory_available_bytes,
+            battery_percent=vitals.battery_percent,
+            temperature_celsius=vitals.temperature_celsius,
+            network=vitals.network,
+            queued_shards=len(machine.queue),
+            running_shards=len(machine.running),
+            unacknowledged_results=len(machine.held),
+        )
+        if vitals.charging is not None:
+            heartbeat.charging = vitals.charging
+        return heartbeat
+
+    def results(self, job: str, tokens: Sequence[Token]) -> AsyncIterator[pb.Results]:
+        """Messages with these results."""
+        return self._keeper.results(job, [token for token in tokens if token in self._machine.held])
+
+    def welcomed(self, welcome: pb.Welcome) -> None:
+        """The stream is open."""
+        log.info(
+            "attached gateway=%s session=%s name=%s unsettled=%d",
+            self._target.address,
+            welcome.session_id,
+            self._state.name,
+            len(self._machine.held),
+        )
+        self._handle(ev.Welcomed())
+
+    def received(self, message: pb.GatewayMessage) -> None:
+        """A message of the gateway."""
+        for refused in message.settled.refused if message.HasField("settled") else ():
+            log.warning(
+                "result refused job=%s reason=%s message=%s",
+                message.settled.job,
+                refused.reason,
+                refused.message,
+            )
+        try:
+            event = codec.event_of(message)
+        except ProtocolError as error:
+            if not message.HasField("work_order"):
+                raise
+            # One job we cannot serve is no reason to leave the others.
+            self._report(message.work_order.job, message.work_order.model_sha256, str(error))
+            return
+        if event is not None:
+            self._handle(event)
+
+    def lost(self, reason: str) -> None:
+        """The stream is gone; work goes on."""
+        log.info("detached cause=%s", reason)
+        self._handle(ev.LinkLost())
+
+    def _report(self, job: str, digest: str, message: str) -> None:
+        report = pb.ModelReport(
+            job=job,
+            model_sha256=digest,
+            state=pb.ModelReport.STATE_FAILED,
+            reason="UnsupportedWorkOrder",
+            message=message,
+        )
+        self._link.send(pb.DeviceMessage(model_report=report))
+
+    async def _watch_vitals(self) -> None:
+        """Read how we feel and ask the policy, also while detached."""
+        while True:
+            self._vitals = await asyncio.to_thread(self._vitals_reader.read, gateway_is_local=self._target.is_local)
+            before = self._verdict
+            self._verdict = policy.judge(self._settings.policy, self._vitals, before)
+            if before.allowed != self._verdict.allowed:
+                log.info("policy allowed=%s %s", self._verdict.allowed, self._verdict.message)
+                self._handle(ev.PolicyChanged(self._verdict.allowed, self._verdict.reason))
+            await asyncio.sleep(VITALS_SECONDS)
+
+    # ---- what the slots say ----
+
+    def _wake_up(self) -> None:
+        self._loop.call_soon_threadsafe(self._collect)
+
+    def _collect(self) -> None:
+        for done in self._pool.collect():
+            attempt = done.attempt
+            if done.body is None:
+                self._handle(ev.Abandoned(attempt.token))
+                continue
+            wanted = Entry(attempt.job, attempt.shard, attempt.token, done.failed, done.body)
+            self._handle(ev.Finished(attempt.token, len(done.body), done.failed), wanted)
+
+    # ---- carrying out ----
+
+    def _handle(self, event: ev.Event, finished: Entry | None = None) -> None:
+        """Feed the machine; `finished` is the result a Finished event is about."""
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("event %s", event)
+        for effect in self._machine.handle(event):
+            self._carry_out(effect, finished)
+        self._keeper.write_soon(idle=not self._machine.running)
+
+    def _carry_out(self, effect: ev.Effect, finished: Entry | None) -> None:
+        match effect:
+            case ev.Compute(attempt, order):
+                assert self._models is not None
+                self._pool.submit(attempt, self._models.program(order.job))
+            case ev.Keep():
+                assert finished is not None
+                self._keeper.keep(finished)
+            case ev.Reissue(old, new):
+                result = self._machine.held[new]
+                self._keeper.reissue(result.job, result.shard, old, new)
+            case ev.Deliver(job, tokens):
+                self._link.send_results(job, tokens)
+            case ev.Forget(tokens):
+                self._keeper.forget(tokens)
+            case ev.Abandon(tokens):
+                self._pool.abandon(tokens)
+            case ev.GiveBack(job, tokens, reason):
+                returned = pb.Returned(job=job, tokens=tokens, reason=reason)
+                self._link.send(pb.DeviceMessage(returned=returned))
+            case ev.Prepare(order):
+                self._preparations[order.job] = asyncio.ensure_future(self._prepare(order))
+            case ev.Dismiss(job):
+                self._dismiss(job)
+            case ev.Report(order, outcome):
+                self._link.send(codec.report_message(order, outcome))
+            case ev.AnnounceDraining(reason):
+                self._link.send(pb.DeviceMessage(draining=pb.Draining(reason=reason)))
+            case ev.Disconnect(reason):
+                self._spawn(self._disconnect(reason))
+            case ev.Leave():
+                log.info("drained")
+                self._finished.set()
+            case _:
+                assert_never(effect)
+
+    async def _prepare(self, order: ev.Order) -> None:
+        assert self._models is not None
+        try:
+            outcome = await self._models.prepare(order)
+        except StoreError as error:
+            outcome = ev.NotReady("CacheFailed", str(error))
+        except Exception as error:
+            log.exception("preparing failed unexpectedly job=%s", order.job)
+            outcome = ev.NotReady("InternalError", repr(error))
+        if self._preparations.get(order.job) is asyncio.current_task():
+            del self._preparations[order.job]
+        if isinstance(outcome, ev.NotReady):
+            log.warning("not ready job=%s reason=%s message=%s", order.job, outcome.reason, outcome.message)
+        self._handle(ev.Prepared(order, outcome))
+
+    def _dismiss(self, job: str) -> None:
+        task = self._preparations.pop(job, None)
+        if task is not None:
+            task.cancel()
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if self._models is not None:
+            self._models.dismiss(job)
+
+    async def _disconnect(self, reason: str) -> None:
+        await self._link.flush(CLOSE_SECONDS)
+        self._link.disconnect(reason)
+
+    def _spawn(self, work: object) -> None:
+        assert asyncio.iscoroutine(work)
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

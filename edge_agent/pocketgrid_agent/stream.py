@@ -1,0 +1,387 @@
+"""One stream to the gateway, from dialling to its end: say Hello, be welcomed, send, listen, notice silence.
+
+One task writes to a stream and nobody else does, because concurrent writes of grpc.aio lose messages without an
+error. A device counts as attached once it has received Welcome, not once a write succeeded: under load a server drops
+streams whose first write looked fine.
+
+Silence is noticed twice over: HTTP/2 pings find a dead connection, unanswered heartbeats find a live connection to a
+gateway that no longer listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from pocketgrid.errors import PeerError, ProtocolError, RefusedError
+from pocketgrid.wire import framing
+from pocketgrid.wire.v1 import agent_pb2 as pb
+from pocketgrid.wire.v1 import agent_pb2_grpc as rpc
+from pocketgrid_agent.events import Token
+
+WELCOME_SECONDS = 10.0
+"""From dialling to Welcome; afterwards the try counts as failed."""
+
+LONGEST_SILENCE_SECONDS = 9.0
+"""A gateway may ask for less, not for more: a half-open link must not hide for longer."""
+
+CHUNK_SECONDS = 30.0
+"""Between two chunks of a model."""
+
+MOST_QUEUED = 4096
+"""Messages waiting to be sent. Beyond it the stream is closed: the gateway does not read, and after dialling again
+everything that matters is said anew."""
+
+CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.keepalive_time_ms", framing.KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", framing.KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Without it a new channel inherits the old one's connection backoff, and a quick retry is anything but.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in grpc-stubs
+
+_REFUSING_CODES = {
+    grpc.StatusCode.UNAUTHENTICATED: "Unauthenticated",
+    grpc.StatusCode.PERMISSION_DENIED: "PermissionDenied",
+}
+
+# Anything else, UNAUTHENTICATED included, is the stream's trouble: its session may just have ended.
+_REFUSED_FETCHES = {
+    grpc.StatusCode.NOT_FOUND: "ModelNotFound",
+    grpc.StatusCode.PERMISSION_DENIED: "ModelNotFound",
+    grpc.StatusCode.FAILED_PRECONDITION: "ModelNotFound",
+    grpc.StatusCode.OUT_OF_RANGE: "ModelSourceBroken",
+    grpc.StatusCode.INVALID_ARGUMENT: "ModelSourceBroken",
+    grpc.StatusCode.UNIMPLEMENTED: "ModelSourceBroken",
+}
+
+
+class LinkDownError(PeerError):
+    """The stream is gone or silent; dialling again may help."""
+
+
+class PostponedError(RefusedError):
+    """The gateway refused, and may have said when to ask again."""
+
+    def __init__(self, refusal: pb.Refusal) -> None:
+        super().__init__(refusal.reason, refusal.message, retry=refusal.retry)
+        self.retry_after_s = refusal.retry_after_ms / 1000
+
+
+class Owner(Protocol):
+    """Whoever speaks through a link."""
+
+    async def hello(self) -> pb.Hello:
+        """What to say first."""
+        ...
+
+    async def heartbeat(self, sequence: int) -> pb.Heartbeat:
+        """How this device feels."""
+        ...
+
+    def results(self, job: str, tokens: Sequence[Token]) -> AsyncIterator[pb.Results]:
+        """Messages with these results, as far as they still need to be said."""
+        ...
+
+    def welcomed(self, welcome: pb.Welcome) -> None:
+        """The stream is open."""
+        ...
+
+    def received(self, message: pb.GatewayMessage) -> None:
+        """A whole message came that is not the link's own business."""
+        ...
+
+    def lost(self, reason: str) -> None:
+        """A stream that was welcomed is gone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom to dial, and how to be let in.
+
+    Attributes:
+        address: host:port.
+        ca_certificates: PEM; None for the system's.
+        secret: the join secret.
+        server_name: name the certificate must bear, if not the host.
+    """
+
+    address: str
+    ca_certificates: bytes | None
+    secret: str
+    server_name: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the gateway is on this machine."""
+        host = self.address.rpartition(":")[0].strip("[]")
+        return host == "localhost" or host == "::1" or host.startswith("127.")
+
+    def channel(self) -> grpc.aio.Channel:
+        """A new connection."""
+        options = [*CHANNEL_OPTIONS]
+        if self.server_name:
+            options.append(("grpc.ssl_target_name_override", self.server_name))
+        credentials = grpc.ssl_channel_credentials(root_certificates=self.ca_certificates)
+        return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+    def metadata(self, *more: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+        """Of a call."""
+        return ((framing.AUTHORIZATION_KEY, f"Bearer {self.secret}"), *more)
+
+
+class Stream:
+    """One stream, from dialling to its end."""
+
+    def __init__(self, channel: grpc.aio.Channel, target: Target, owner: Owner) -> None:
+        self._target = target
+        self._owner = owner
+        # The generated stub is untyped, and typed stubs would have to be generated by a tool Termux lacks.
+        self._stub: Any = rpc.DeviceGatewayStub(channel)  # type: ignore[no-untyped-call]
+        self._call: Any = None
+        self._incoming = framing.Reassembler(pb.GatewayMessage)
+        self._control: deque[pb.DeviceMessage] = deque()
+        self._results: deque[tuple[str, tuple[Token, ...]]] = deque()
+        self._heartbeat: pb.DeviceMessage | None = None
+        self._something = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._last_heard = 0.0
+        self._session_id = ""
+        self._heartbeat_s = 1.0
+        self._silence_s = LONGEST_SILENCE_SECONDS
+        self.ending = "the stream ended"
+
+    # ---- life ----
+
+    async def open(self) -> pb.Welcome:
+        """Say Hello and wait for Welcome. Raises LinkDownError, RefusedError, ProtocolError."""
+        hello = pb.DeviceMessage(hello=await self._owner.hello())
+        try:
+            async with asyncio.timeout(WELCOME_SECONDS):
+                self._call = self._stub.Attach(metadata=self._target.metadata())
+                for piece in framing.split(hello):
+                    await self._write(piece)
+                message = await self._read()
+        except TimeoutError as error:
+            raise LinkDownError(f"no Welcome within {WELCOME_SECONDS:.0f} s") from error
+        match message.WhichOneof("body"):
+            case "welcome":
+                welcome = message.welcome
+            case "refusal":
+                raise PostponedError(message.refusal)
+            case other:
+                raise ProtocolError(f"the gateway's first message was {other}, not Welcome")
+        if welcome.protocol_version != framing.PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"the gateway speaks version {welcome.protocol_version}, this agent {framing.PROTOCOL_VERSION}"
+            )
+        self._session_id = welcome.session_id
+        self._heartbeat_s = max(0.05, (welcome.heartbeat_interval_ms or 2000) / 1000)
+        self._silence_s = min(LONGEST_SILENCE_SECONDS, (welcome.silence_limit_ms or 10_000) / 1000)
+        self._last_heard = asyncio.get_running_loop().time()
+        return welcome
+
+    async def serve(self) -> None:
+        """Carry messages until the stream ends. Raises LinkDownError, RefusedError, ProtocolError."""
+        parts: list[Awaitable[None]] = [self._listen(), self._speak(), self._beat(), self._watch()]
+        tasks = [asyncio.ensure_future(part) for part in parts]
+        try:
+            await asyncio.wait([*tasks, self._ended], return_when=asyncio.FIRST_COMPLETED)
+            for each in (self._ended, *tasks):
+                if each.done():
+                    each.result()
+        except PeerError as error:
+            self.ending = str(error)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._served.set_result(None)
+
+    def end(self, error: PeerError) -> None:
+        """Make `serve` raise `error`."""
+        if not self._ended.done():
+            self._ended.set_exception(error)
+
+    def cancel(self) -> None:
+        """Drop the call."""
+        if self._call is not None:
+            self._call.cancel()
+        if self._ended.done():
+            self._ended.exception()  # retrieved, or asyncio complains that nobody looked
+        else:
+            self._ended.cancel()
+
+    # ---- sending ----
+
+    def put(self, message: pb.DeviceMessage) -> None:
+        """Queue a message ahead of results."""
+        self._control.append(message)
+        self._wake()
+
+    def put_results(self, job: str, tokens: Iterable[Token]) -> None:
+        """Queue results; their bodies are asked of the owner when it is their turn."""
+        self._results.append((job, tuple(tokens)))
+        self._wake()
+
+    def _wake(self) -> None:
+        if len(self._control) + len(self._results) > MOST_QUEUED:
+            self.end(LinkDownError(f"the gateway left {MOST_QUEUED} messages unread"))
+        self._idle.clear()
+        self._something.set()
+
+    async def flushed(self) -> None:
+        """Wait until everything queued has been written."""
+        if self._control or self._results or self._something.is_set():
+            await self._idle.wait()
+
+    async def finish(self) -> None:
+        """Tell the gateway that nothing more will come, and wait until it ends the stream."""
+        with contextlib.suppress(asyncio.InvalidStateError):
+            await self._call.done_writing()
+        await asyncio.wait([self._served])
+
+    async def _speak(self) -> None:
+        while True:
+            await self._something.wait()
+            while await self._speak_once():
+                pass
+            self._something.clear()
+            self._idle.set()
+
+    async def _speak_once(self) -> bool:
+        if self._heartbeat is not None:
+            message, self._heartbeat = self._heartbeat, None
+            await self._write(message)
+        elif self._control:
+            await self._write_whole(self._control.popleft())
+        elif self._results:
+            job, tokens = self._results.popleft()
+            async for results in self._owner.results(job, tokens):
+                await self._write_whole(pb.DeviceMessage(results=results))
+                if self._heartbeat is not None or self._control:
+                    await self._speak_urgent()
+        else:
+            return False
+        return True
+
+    async def _speak_urgent(self) -> None:
+        """What must not wait behind a long row of results on a slow line."""
+        if self._heartbeat is not None:
+            message, self._heartbeat = self._heartbeat, None
+            await self._write(message)
+        while self._control:
+            await self._write_whole(self._control.popleft())
+
+    async def _write_whole(self, message: pb.DeviceMessage) -> None:
+        for piece in framing.split(message):
+            await self._write(piece)
+
+    async def _write(self, message: pb.DeviceMessage) -> None:
+        try:
+            await self._call.write(message)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            raise await self._why(error) from error
+
+    async def _beat(self) -> None:
+        sequence = 0
+        while True:
+            sequence += 1
+            heartbeat = await self._owner.heartbeat(sequence)
+            # At most one waits: of two unsent heartbeats the newer says it all.
+            self._heartbeat = pb.DeviceMessage(heartbeat=heartbeat)
+            self._wake()
+            await asyncio.sleep(self._heartbeat_s)
+
+    # ---- listening ----
+
+    async def _listen(self) -> None:
+        while True:
+            message = await self._read()
+            if message.WhichOneof("body") == "refusal":
+                raise PostponedError(message.refusal)
+            if message.WhichOneof("body") not in ("pulse", "welcome", None):
+                self._owner.received(message)
+
+    async def _read(self) -> pb.GatewayMessage:
+        while True:
+            try:
+                message = await self._call.read()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+                raise await self._why(error) from error
+            if message is _EOF:
+                raise await self._why(None)
+            self._last_heard = asyncio.get_running_loop().time()
+            whole = self._incoming.feed(message)
+            if whole is not None:
+                return whole
+
+    async def _watch(self) -> None:
+        """Raise once nothing has arrived for too long; each heartbeat is answered, so silence is trouble."""
+        loop = asyncio.get_running_loop()
+        while True:
+            quiet_s = loop.time() - self._last_heard
+            if quiet_s >= self._silence_s:
+                raise LinkDownError(f"nothing heard for {quiet_s:.1f} s")
+            await asyncio.sleep(self._silence_s - quiet_s)
+
+    async def _why(self, error: BaseException | None) -> PeerError:
+        """Why the call ended, in our own words."""
+        if isinstance(error, grpc.aio.AioRpcError):
+            return _translated(error.code(), error.details())
+        try:
+            async with asyncio.timeout(1.0):  # the status follows the end of the stream, usually at once
+                code, details = await self._call.code(), await self._call.details()
+        except (TimeoutError, asyncio.CancelledError):
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            return LinkDownError("the stream broke")
+        return _translated(code, details)
+
+    # ---- models ----
+
+    async def fetch_model(self, digest: str, offset: int) -> AsyncGenerator[pb.ModelChunk, None]:
+        """The bytes of a model from `offset` on. Raises LinkDownError, RefusedError."""
+        call = self._stub.FetchModel(
+            pb.FetchModelRequest(sha256=digest, offset=offset),
+            metadata=self._target.metadata((framing.SESSION_KEY, self._session_id)),
+        )
+        try:
+            while True:
+                async with asyncio.timeout(CHUNK_SECONDS):
+                    chunk = await call.read()
+                if chunk is _EOF:
+                    return
+                yield chunk
+        except TimeoutError as error:
+            raise LinkDownError(f"no chunk of model {digest} for {CHUNK_SECONDS:.0f} s") from error
+        except grpc.aio.AioRpcError as error:
+            reason = _REFUSED_FETCHES.get(error.code())
+            if reason is not None:
+                raise RefusedError(reason, error.details() or "", retry=False) from error
+            raise LinkDownError(f"fetching model {digest}: {error.details()}") from error
+        finally:
+            call.cancel()
+
+
+def _translated(code: grpc.StatusCode | None, details: str | None) -> PeerError:
+    reason = _REFUSING_CODES.get(code) if code is not None else None
+    if reason is not None:
+        return RefusedError(reason, details or "the gateway does not accept this device", retry=False)
+    if code is grpc.StatusCode.OK:
+        return LinkDownError("the gateway closed the stream")
+    return LinkDownError(f"{code.name if code else 'UNKNOWN'}: {details or 'no details'}")
