@@ -79,6 +79,9 @@ def job_status(
     if view.stage is Stage.ADMITTING or _was_over(view.stage, old):
         # After a restart the engine knows less of a job, or at first nothing, than its status does.
         numbers |= {key: value for key, value in old.items() if key != "conditions"}
+    if "startTime" in old:
+        # A job starts once, however often its operator does.
+        numbers["startTime"] = old["startTime"]
     return {
         **numbers,
         "observedGeneration": generation,

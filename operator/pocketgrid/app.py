@@ -1,0 +1,184 @@
+"""The composition root: the only place that wires rooms together and reads the environment.
+
+Also the command line's words. Exit status of every command: 0 done, 1 a job failed or the grid could not run, 2 the
+manifest or the command was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from pocketgrid import __version__
+from pocketgrid.clock import SystemClock
+from pocketgrid.errors import InvalidSpecError, PocketGridError
+from pocketgrid.settings import GatewaySettings, Settings
+from pocketgrid.telemetry.logs import LEVELS, configure_logs
+
+T = TypeVar("T")
+
+EXIT_FAILED = 1
+EXIT_INVALID = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="pocketgrid",
+    help="One dependable AI inference grid out of devices that are not dependable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+results_app = typer.Typer(help="Look at what a job has written.", no_args_is_help=True)
+app.add_typer(results_app, name="results")
+
+LogLevel = Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.", envvar="POCKETGRID_LOG_LEVEL")]
+
+
+def cli() -> None:
+    """Run the command line and end the process with a status."""
+    try:
+        app()
+    except InvalidSpecError as exc:
+        _complain(f"{exc.reason}: {exc}")
+        sys.exit(EXIT_INVALID)
+    except PocketGridError as exc:
+        _complain(str(exc))
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"pocketgrid {__version__}")
+
+
+@app.command()
+def run(
+    manifest: Annotated[
+        Path, typer.Argument(help="YAML with InferenceJobs and, if they ask for some, HardwareClasses.")
+    ],
+    agents: Annotated[int, typer.Option(min=1, help="How many agents to start on this machine.")] = 2,
+    threads: Annotated[int, typer.Option(min=0, help="Computing threads of each; 0 shares out the cores.")] = 0,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Certificates and cached models. Default: the user's state folder.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="End with one line of JSON instead of tables.")] = False,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Run jobs on this machine without a cluster. Running the same file again goes on where it stopped."""
+    configure_logs(log_level)
+    from pocketgrid.local.agents import LocalAgents
+    from pocketgrid.local.run import read_plan, run_plan
+
+    clock = SystemClock()
+    plan = read_plan(manifest, clock.wall())
+    settings = Settings(state_dir=(state_dir or _default_state_dir()) / "local")
+    pool = LocalAgents(
+        count=agents,
+        threads=threads or max(1, (os.cpu_count() or 1) // agents),
+        folder=settings.state_dir / "agents",
+        log_level=log_level,
+    )
+    from rich.console import Console
+
+    from pocketgrid.local.progress import LiveProgress, print_summary, summary_json
+
+    console = Console(stderr=True)
+    with LiveProgress(console) as progress:
+        outcome = _run_until_signalled(run_plan(plan, pool, settings, clock, progress.update))
+    if json_output:
+        typer.echo(summary_json(outcome))
+    else:
+        print_summary(console, outcome)
+    if any(v.stage.value == "Refused" for v in outcome.jobs):
+        raise typer.Exit(EXIT_INVALID)
+    if not outcome.succeeded:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def operator(
+    gateway_address: Annotated[
+        str, typer.Option(help="Where devices connect, HOST:PORT.", envvar="POCKETGRID_GATEWAY_ADDRESS")
+    ] = "127.0.0.1:7443",
+    server_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Host name or address devices dial, if it is not that of the listener. Repeatable."),
+    ] = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="Default: the service account in a Pod, else kubectl's own.")
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig.")] = None,
+    namespace: Annotated[
+        str, typer.Option(help="Holds the Lease by which operators elect a leader.", envvar="POCKETGRID_NAMESPACE")
+    ] = "pocketgrid-system",
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(help="Certificates and models; must survive restarts. Default: the user's state folder."),
+    ] = None,
+    liveness_endpoint: Annotated[
+        str | None, typer.Option(help="URL to serve for liveness probes, such as http://0.0.0.0:8080/healthz.")
+    ] = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Drive the InferenceJobs of a cluster, and serve its devices."""
+    configure_logs(log_level)
+    from pocketgrid.service import Cluster, serve
+
+    host, _, port = gateway_address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InvalidSpecError("InvalidAddress", f"{gateway_address!r} is not HOST:PORT", field="--gateway-address")
+    gateway = GatewaySettings(
+        host=host, port=int(port), server_names=tuple(dict.fromkeys(("localhost", host, *(server_name or ()))))
+    )
+    settings = Settings(state_dir=(state_dir or _default_state_dir() / "operator"), gateway=gateway)
+    asyncio.run(serve(settings, Cluster(kubeconfig, context, namespace, liveness_endpoint), SystemClock()))
+
+
+@results_app.command("verify")
+def verify_results(
+    uri: Annotated[str, typer.Argument(help="The job's output folder: an absolute path or a file:// URI.")],
+) -> None:
+    """Recompute digests, row counts and keys of a finished output and compare them with its manifest."""
+    from pocketgrid.storage.results import read_manifest, verify
+
+    problems = verify(uri)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(EXIT_FAILED)
+    manifest = read_manifest(uri)
+    typer.echo(f"{manifest.rows:,} rows and {manifest.failed:,} failed in {len(manifest.parts)} parts: as it should be")
+
+
+def _run_until_signalled(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`; SIGINT and SIGTERM cancel it, so that everything it holds is put down in good order."""
+
+    async def main() -> T:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, task.cancel)
+        return await task
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def _default_state_dir() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "pocketgrid"
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"pocketgrid: {message}", err=True)

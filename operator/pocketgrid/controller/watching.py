@@ -1,0 +1,81 @@
+"""Runs kopf beside the engine, on the same loop, and starts it again when it falls.
+
+`kopf.operator` is not used: it believes that every task begun after it is its own, and cancels them all when it ends;
+here that would be the engine and the gateway. `kopf.spawn_tasks` gives its tasks, which are waited for and cancelled
+as such. It also takes over SIGINT and SIGTERM; they are taken back and stop the whole operator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+
+import kopf
+
+log = logging.getLogger(__name__)
+
+RESTART_S = 2.0
+STOP_S = 10.0
+
+
+async def watch(
+    build_registry: Callable[[], kopf.OperatorRegistry],
+    build_settings: Callable[[], kopf.OperatorSettings],
+    catch_up: Callable[[], Awaitable[None]],
+    stop: asyncio.Event,
+    ready: asyncio.Event,
+) -> None:
+    """Watch until cancelled.
+
+    Args:
+        build_registry: makes the handlers, anew for each start.
+        build_settings: makes the settings, anew for each start.
+        catch_up: finds what was missed; awaited after each start but the first.
+        stop: set when the process is asked to end by a signal.
+        ready: set when watching has begun.
+    """
+    # What it does for each object is worth a line when debugging it, not in production.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    while True:
+        started = asyncio.Event()
+        tasks = await kopf.spawn_tasks(
+            registry=build_registry(),
+            settings=build_settings(),
+            clusterwide=True,
+            standalone=True,
+            ready_flag=started,
+        )
+        _take_back_signals(stop)
+        try:
+            waiting = asyncio.create_task(started.wait(), name="kopf-started")
+            done, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting in done:
+                if ready.is_set():
+                    await catch_up()
+                ready.set()
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            for task in done - {waiting}:
+                if not task.cancelled() and (cause := task.exception()) is not None:
+                    log.warning("watching ended, starts again task=%s cause=%r", task.get_name(), cause)
+        finally:
+            await _end(tasks)
+        await asyncio.sleep(RESTART_S)
+
+
+async def _end(tasks: object) -> None:
+    pending = list(tasks)  # type: ignore[call-overload]  # kopf returns a Collection it goes on filling
+    for task in pending:
+        task.cancel()
+    if pending:
+        await asyncio.wait(pending, timeout=STOP_S)
+
+
+def _take_back_signals(stop: asyncio.Event) -> None:
+    if threading.current_thread() is threading.main_thread():
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)

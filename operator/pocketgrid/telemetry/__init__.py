@@ -1,0 +1,1 @@
+"""What the grid tells of itself: log lines, one event each, fields instead of prose."""
