@@ -1,0 +1,144 @@
+"""The processes of the demo: operator and agents, each with its log, none of which outlives us."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.controlplane.child import Child
+from hack.controlplane.errors import last_lines
+
+OPERATOR_STOP_S = 15.0
+AGENT_STOP_S = 10.0
+POLL_S = 0.05
+
+
+class DemoError(Exception):
+    """The demo could not go on; says what happened and where to look."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPlan:
+    """One device of the demo."""
+
+    name: str
+    kind: str
+    owner: str
+
+
+AGENTS = (
+    AgentPlan("phone-1", "phone", "alice"),
+    AgentPlan("phone-2", "phone", "bob"),
+    AgentPlan("board-1", "sbc", "alice"),
+    AgentPlan("board-2", "sbc", "bob"),
+)
+
+
+class World:
+    """Operator and agents around a running API server.
+
+    Args:
+        folder: for state and logs.
+    """
+
+    def __init__(self, folder: Path, kubeconfig: Path, context: str | None, namespace: str) -> None:
+        self._folder = folder
+        self._logs = folder / "logs"
+        self._logs.mkdir(parents=True)
+        self._state = folder / "operator"
+        self._port = _free_port()
+        extra = ["--context", context] if context else []
+        self.operator = self._child(
+            "operator",
+            [
+                "pocketgrid", "operator",
+                "--kubeconfig", str(kubeconfig), *extra,
+                "--namespace", namespace,
+                "--gateway-address", f"127.0.0.1:{self._port}",
+                "--state-dir", str(self._state),
+            ],
+            OPERATOR_STOP_S,
+        )  # fmt: skip
+        self.agents = {plan.name: self._agent(plan) for plan in AGENTS}
+
+    def start_operator(self, deadline_s: float = 60.0) -> None:
+        """Start the operator and wait until devices can connect."""
+        self.operator.start()
+        self.wait_for(self._gateway_is_up, "the operator's gateway", deadline_s)
+
+    def start_agents(self) -> None:
+        """Start all agents; they dial in by themselves."""
+        for agent in self.agents.values():
+            agent.start()
+
+    def kill(self, child: Child) -> int:
+        """SIGKILL; returns the process id that is no more."""
+        pid = child.pid
+        if pid is None:
+            raise DemoError(f"{child.name} is not running any more; the end of {child.log}:\n{last_lines(child.log)}")
+        os.kill(pid, signal.SIGKILL)
+        child.stop()
+        return pid
+
+    def stop(self) -> None:
+        """End everything in good order."""
+        for child in (*self.agents.values(), self.operator):
+            child.stop()
+
+    def wait_for(self, condition: Callable[[], bool], what: str, deadline_s: float) -> None:
+        """Wait until `condition` holds.
+
+        Raises:
+            DemoError: it did not within `deadline_s` seconds, or the operator has ended.
+        """
+        end = time.monotonic() + deadline_s
+        while not condition():
+            self.operator.require_running()
+            if time.monotonic() > end:
+                raise DemoError(
+                    f"waited {deadline_s:.0f} s for {what} in vain; the end of {self.operator.log}:\n"
+                    f"{last_lines(self.operator.log)}"
+                )
+            time.sleep(POLL_S)
+
+    def _agent(self, plan: AgentPlan) -> Child:
+        gateway = self._state / "gateway"
+        return self._child(
+            plan.name,
+            [
+                "pocketgrid_agent",
+                "--gateway", f"127.0.0.1:{self._port}",
+                "--ca-file", str(gateway / "ca.crt"),
+                "--join-secret-file", str(gateway / "join-secret"),
+                "--name", plan.name, "--owner", plan.owner, "--kind", plan.kind,
+                "--threads", "1",
+                "--state-dir", str(self._folder / plan.name),
+                "--cache-dir", str(self._folder / plan.name / "models"),
+            ],
+            AGENT_STOP_S,
+        )  # fmt: skip
+
+    def _child(self, name: str, module: list[str], stop_deadline_s: float) -> Child:
+        return Child(
+            name,
+            [sys.executable, "-m", *module],
+            log=self._logs / f"{name}.log",
+            folder=self._folder,
+            stop_deadline_s=stop_deadline_s,
+        )
+
+    def _gateway_is_up(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
