@@ -42,8 +42,9 @@ class EngineSettings:
     encode_threads: int = 2
     """Threads that read and encode items. The work is in libraries that release the interpreter lock."""
 
-    message_bytes: int = 1 << 20
-    """Shards are put together into lease messages up to this size."""
+    message_bytes: int = 896 << 10
+    """Shards are put together into lease messages up to about this size: with what surrounds them they stay below the
+    1 MiB at which messages are cut into fragments."""
 
     completed_text_limit: int = 8192
     """Characters of `status.completedShards`; a job's status stays far below etcd's limits whatever happens."""

@@ -69,6 +69,7 @@ class JobMachine:
         epoch: of this writer; attempts are numbered within it.
         limits: when to give up.
         stage: where the job stands.
+        released: how often a shard that was handed out has become free again.
     """
 
     grid: ShardGrid
@@ -79,6 +80,7 @@ class JobMachine:
     counters: JobCounters = field(default_factory=JobCounters)
     explanation: Explanation | None = None
     manifest_uri: str = ""
+    released: int = 0
     pending: IndexSet = field(init=False)
     attempts: dict[AttemptSeq, Attempt] = field(default_factory=dict)
     by_device: dict[DeviceName, dict[AttemptSeq, None]] = field(default_factory=dict)
@@ -130,6 +132,10 @@ class JobMachine:
     def attempt_count(self, shard: int) -> int:
         """How many devices have `shard` now."""
         return len(self._by_shard.get(shard, ()))
+
+    def is_open(self, shard: int) -> bool:
+        """Whether a result for `shard` could still be of use."""
+        return not self._is_over() and shard not in self.committed and shard not in self._committing
 
     @property
     def shards_active(self) -> int:
@@ -205,6 +211,9 @@ class JobMachine:
         if not event.blame_items:
             self.counters.attempts_lost += known
             return [settled]
+        if not known:
+            # Told again after a reconnect, or long after the shard went elsewhere: one execution is blamed once.
+            return [settled]
         blamed = self._blame.get(shard, 0) + 1
         self._blame[shard] = blamed
         if blamed <= self.limits.backoff_limit_per_shard:
@@ -262,6 +271,7 @@ class JobMachine:
         del self._committing[event.shard]
         device = self._committing_device.pop(event.shard)
         self.pending.add(event.shard)
+        self.released += 1
         self.counters.rejected += 1
         return [ev.Settle(device, event.shard, event.seq, "refused", "WrongOutputs", event.message)]
 
@@ -271,6 +281,7 @@ class JobMachine:
         for shard in event.shards:
             if self.committed.discard(shard):
                 self.pending.add(shard)
+                self.released += 1
                 self.counters.rows_done -= self.grid.size(shard)
         self.counters.rows_failed -= event.failed
         return []
@@ -388,6 +399,7 @@ class JobMachine:
         shard = attempt.shard
         if shard not in self._by_shard and shard not in self._committing and shard not in self.committed:
             self.pending.add(shard)
+            self.released += 1
 
     def _release_all(self) -> None:
         for seq in list(self.attempts):

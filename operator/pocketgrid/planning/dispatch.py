@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.planning.speed import SpeedEstimate
 
+_ROUNDING = 1e-9
+
 REFILL_BELOW = 0.5
 """A device asks for more when less than this share of a full lease is left: early enough to hide a round trip."""
 
@@ -52,6 +54,7 @@ class JobDemand:
         bytes_per_shard: estimate of what a shard's inputs weigh.
         working: how many devices count as working for it.
         total_speed: items per second of those devices together, where known.
+        leased_shards: handed out to the device in question and unanswered.
         speed: of the device in question at this job, or None until the device has loaded the model.
     """
 
@@ -67,6 +70,7 @@ class JobDemand:
     total_speed: float
     max_nodes: int
     speed: SpeedEstimate | None
+    leased_shards: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,11 @@ def decide(load: DeviceLoad, demands: Sequence[JobDemand]) -> Decision | None:
     Higher priority first; among equals, the job with the fewest devices, then the oldest. A device that already
     works for a job does not count against it, which is what keeps devices from swapping jobs back and forth. A job of
     which everything is handed out still has devices prepared for it: they may soon relieve a slow one.
+
+    A device too busy for the first job in line gets nothing of the next: its refills would keep it too busy for ever,
+    where leases of the next are longer or its shards smaller.
     """
+    too_busy = False
     for demand in sorted(demands, key=lambda d: _rank(load, d)):
         mine = demand.uid in load.jobs
         if demand.max_nodes and not mine and demand.working >= demand.max_nodes:
@@ -115,11 +123,16 @@ def decide(load: DeviceLoad, demands: Sequence[JobDemand]) -> Decision | None:
             if mine:
                 continue
             return Prepare(demand.uid)
-        if not demand.pending_shards or not is_hungry(load, demand.lease_seconds):
+        if not demand.pending_shards or too_busy:
+            continue
+        if not is_hungry(load, demand.lease_seconds) or not _room(load, demand):
+            too_busy = True
             continue
         shards = lease_shards(load, demand, demand.speed)
         if shards:
             return Grant(demand.uid, shards)
+        # With none of this job, it is the backlog of others that fills its share.
+        too_busy = not demand.leased_shards
     return None
 
 
@@ -130,16 +143,21 @@ def lease_shards(load: DeviceLoad, demand: JobDemand, speed: SpeedEstimate) -> i
     shard_s = demand.items_per_shard / rate
     by_time = max(demand.lease_seconds - load.backlog_s, 0.0) / shard_s
     left = pending + demand.active_shards
-    fair_share = left * min(1.0, rate / max(demand.total_speed, rate)) - load.leased_shards
-    wanted = math.floor(min(by_time, fair_share))
+    # What the device has of other jobs delays it as much as what it has of this one, second for second.
+    fair_share = left * min(1.0, rate / max(demand.total_speed, rate)) - load.backlog_s / shard_s
+    wanted = math.floor(min(by_time, fair_share) + _ROUNDING)
     # One shard behind each running one keeps a device busy while its answer travels.
     wanted = max(wanted, min(2 * load.slots, max(math.ceil(fair_share), load.slots)) - load.leased_shards)
+    return max(0, min(wanted, _room(load, demand), pending))
+
+
+def _room(load: DeviceLoad, demand: JobDemand) -> int:
     room: float = load.credit_shards - load.leased_shards
     if demand.bytes_per_shard > 0:
         by_bytes = (load.credit_bytes - load.leased_bytes) / demand.bytes_per_shard
         # A shard larger than all credit must still be possible, one at a time.
         room = min(room, max(by_bytes, 1 if load.leased_shards == 0 else 0))
-    return max(0, min(wanted, math.floor(room), pending))
+    return math.floor(room)
 
 
 def choose_items_per_shard(

@@ -286,6 +286,11 @@ class ResultStore:
         """Whether `take_reopened` has something to tell."""
         return bool(self._reopened)
 
+    @property
+    def rows_failed(self) -> int:
+        """Failed rows of all shards that are committed now."""
+        return self._log.state.rows_failed
+
     def take_reopened(self) -> list[ShardIndex]:
         """Shards that were committed but must be done again, because their staged results were damaged. Once each."""
         taken, self._reopened = self._reopened, []

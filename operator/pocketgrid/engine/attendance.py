@@ -1,0 +1,341 @@
+"""Devices come, answer, fall silent and come back: everything their links bring, turned into events for jobs.
+
+Called by the gateway. What a device brings of a job that is not known yet (the operator has just started and is still
+reading its jobs) is kept until it is, within a bound.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from pocketgrid.engine.fleet import DeviceRecord, Order, OrderState
+from pocketgrid.engine.grid import Grid
+from pocketgrid.engine.jobrun import INPUT_UNREADABLE, JobRun, failure_event
+from pocketgrid.engine.lifecycle import Lifecycle
+from pocketgrid.engine.links import (
+    AttemptFailure,
+    DeviceLink,
+    HeldAttempt,
+    ModelStatus,
+    Settlement,
+    ShardOutcome,
+)
+from pocketgrid.engine.outbox import Outbox
+from pocketgrid.errors import RefusedError
+from pocketgrid.model import events as ev
+from pocketgrid.model.device import Vitals
+from pocketgrid.model.ids import AttemptSeq, DeviceName, JobUid, ModelDigest
+from pocketgrid.model.job import ItemFailure, Verdict
+from pocketgrid.model.view import Presence
+from pocketgrid.planning.speed import SpeedEstimate
+
+if TYPE_CHECKING:
+    from pocketgrid.storage.modelstore import StoredModel
+
+log = logging.getLogger(__name__)
+
+UNDECIDED = Verdict(accepted=None, reason="Undecided")
+
+
+class Attendance:
+    """Who is there, and what they bring.
+
+    Args:
+        jobs_listed: all jobs there are are known already.
+        model_reported: told of each device that has loaded a job's model, or could not.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        lifecycle: Lifecycle,
+        *,
+        jobs_listed: bool,
+        model_reported: Callable[[JobRun, DeviceRecord], None],
+    ) -> None:
+        self._grid = grid
+        self._lifecycle = lifecycle
+        self._jobs_listed = jobs_listed
+        self._model_reported = model_reported
+        self._orphans: dict[JobUid, list[tuple[DeviceName, Sequence[ShardOutcome]]]] = {}
+        self._orphan_bytes = 0
+        self._reread = ThreadPoolExecutor(1, thread_name_prefix="reread")
+
+    def close(self) -> None:
+        """Let its thread end."""
+        self._reread.shutdown(wait=False)
+
+    def jobs_listed(self) -> None:
+        """All jobs there are have been submitted; results for others may now be refused."""
+        self._jobs_listed = True
+        for uid in [uid for uid in self._orphans if uid not in self._grid.jobs]:
+            for name, outcomes in self._orphans.pop(uid):
+                self._orphan_bytes -= _weight(outcomes)
+                self._refuse_unknown(name, uid, outcomes)
+
+    async def job_started(self, job: JobRun) -> None:
+        """A job can take results now: bring it what devices already have of it."""
+        for record in self._grid.fleet.devices.values():
+            held = record.held.pop(job.uid, None)
+            if held and record.link is not None:
+                self._reconcile(job, record, held)
+        # Without waiting for room: the job's writer may not run before this is done, and the bound holds anyway.
+        for name, outcomes in self._orphans.pop(job.uid, ()):
+            self._orphan_bytes -= _weight(outcomes)
+            record_or_none = self._grid.fleet.devices.get(name)
+            if record_or_none is not None:
+                await self._take_results(record_or_none, job.uid, outcomes)
+
+    def job_ended(self, uid: JobUid) -> None:
+        """Forget what was kept of a job for its sake alone."""
+        for _, outcomes in self._orphans.pop(uid, ()):
+            self._orphan_bytes -= _weight(outcomes)
+        for record in self._grid.fleet.devices.values():
+            record.forget_job(uid)
+
+    def tick(self, now: float) -> None:
+        """Give up devices that have been away for too long."""
+        for record in list(self._grid.fleet.devices.values()):
+            away = now - record.changed_at
+            if record.presence is Presence.UNKNOWN and away >= self._grid.settings.reconnect_grace_seconds:
+                log.info("lost device=%s", record.name)
+                self.lose(record)
+                self._grid.touch()
+
+    def attach(self, link: DeviceLink, held: Sequence[HeldAttempt]) -> None:
+        """A device has said hello.
+
+        Args:
+            link: the newest link of a device takes the place of an older one.
+            held: attempts of earlier sessions it still has.
+
+        Raises:
+            RefusedError: it may not attach.
+        """
+        identity = link.identity
+        if self._grid.fleet.deregistered.get(identity.name) == identity.boot_id:
+            raise RefusedError(
+                "Deregistered", f"Node {identity.name} was deleted; restart the agent to join again", retry=False
+            )
+        self._grid.fleet.deregistered.pop(identity.name, None)
+        older = self._grid.fleet.devices.get(identity.name)
+        if older is not None and older.link is not None:
+            older.link.close("Replaced", "the device attached again", retry=older.identity.boot_id == identity.boot_id)
+        record = self._grid.fleet.attached(link)
+        record.presence = Presence.CONNECTED
+        record.changed_at = self._grid.clock.monotonic()
+        record.last_seen = self._grid.clock.wall()
+        log.info("attached device=%s boot=%s held=%d", identity.name, identity.boot_id, len(held))
+        by_job: dict[JobUid, list[HeldAttempt]] = {}
+        for attempt in held:
+            by_job.setdefault(attempt.job, []).append(attempt)
+        for job in self._grid.active.values():
+            job.eligibility.pop(identity.name, None)
+            if job.machine is not None:
+                self._reconcile(job, record, by_job.pop(job.uid, []))
+        for uid, attempts in by_job.items():
+            if uid in self._grid.active or not self._jobs_listed:
+                record.held[uid] = attempts
+            else:
+                link.send_cancel(uid, ())
+        self._grid.mark(identity.name)
+        self._grid.touch()
+
+    def detach(self, link: DeviceLink, reason: str) -> None:
+        """A device's link has ended. Its leases stand for a moment, in case it comes back."""
+        record = self._record_of(link)
+        if record is None:
+            return
+        log.info("detached device=%s reason=%s", record.name, reason)
+        record.link = None
+        record.changed_at = self._grid.clock.monotonic()
+        record.presence = Presence.UNKNOWN
+        if record.draining or self._grid.fleet.deregistered.get(record.name) == record.identity.boot_id:
+            self.lose(record)
+        self._grid.touch()
+
+    def heartbeat(self, link: DeviceLink, vitals: Vitals) -> None:
+        """A device reports."""
+        record = self._record_of(link)
+        if record is not None:
+            record.vitals = vitals
+            record.last_seen = self._grid.clock.wall()
+
+    def draining(self, link: DeviceLink, reason: str) -> None:
+        """A device will leave."""
+        record = self._record_of(link)
+        if record is not None:
+            log.info("draining device=%s reason=%s", record.name, reason)
+            record.draining = True
+            self._grid.touch()
+
+    def returned(self, link: DeviceLink, uid: JobUid, tokens: Sequence[bytes]) -> None:
+        """A device gives back what it has not begun."""
+        record, job = self._record_of(link), self._grid.jobs.get(uid)
+        if record is None or job is None or job.machine is None or job.mint is None:
+            return
+        wanted = set(tokens)
+        seqs = []
+        for attempt in job.machine.attempts_of(record.name):
+            if job.mint.mint(attempt.seq, attempt.shard, record.name) in wanted:
+                seqs.append(attempt.seq)
+                job.revoking.discard(attempt.shard)
+        self._lifecycle.apply(job, ev.AttemptsReturned(record.name, tuple(seqs)))
+
+    def model_status(self, link: DeviceLink, status: ModelStatus) -> None:
+        """A device has loaded a job's model, or could not."""
+        record, job = self._record_of(link), self._grid.active.get(status.job)
+        if record is None or job is None or status.job not in record.orders:
+            return
+        if not status.ready:
+            retry_at = self._grid.clock.monotonic() + self._grid.settings.model_retry_seconds
+            text = f"{status.reason}: {status.message}"
+            log.warning("model failed job=%s device=%s cause=%s", job.spec.key, record.name, text)
+            record.orders[job.uid] = Order(OrderState.FAILED, retry_at, text)
+        else:
+            record.orders[job.uid] = Order(OrderState.READY)
+            measured = status.items_per_second or 1.0
+            record.model_speeds[status.model] = measured
+            if job.uid not in record.speeds:
+                record.speeds[job.uid] = SpeedEstimate.measured(measured / record.identity.slots)
+            if job.machine is None and not job.planning_cut:
+                job.planning_cut = True
+                job.tasks.append(self._grid.spawn(self._lifecycle.choose_cut(job, record), name=f"cut-{job.spec.key}"))
+        self._model_reported(job, record)
+        self._grid.mark(record.name)
+        self._grid.touch()
+
+    async def results(self, link: DeviceLink, uid: JobUid, outcomes: Sequence[ShardOutcome]) -> None:
+        """A device brings answers. Returns when there is room for more, which is what slows a device down."""
+        record = self._record_of(link)
+        if record is None:
+            return
+        record.last_seen = self._grid.clock.wall()
+        await self._take_results(record, uid, outcomes)
+        job = self._grid.jobs.get(uid)
+        if job is not None and job.writer is not None:
+            await job.writer.wait_for_room()
+
+    def model_for(self, device: DeviceName, digest: ModelDigest) -> StoredModel | None:
+        """The model, if the device has a work order for it; None if it has no business with it."""
+        record = self._grid.fleet.devices.get(device)
+        if record is None:
+            return None
+        for uid in record.orders:
+            job = self._grid.active.get(uid)
+            if job is not None and job.admission is not None and job.admission.model.sha256 == digest:
+                return job.admission.model
+        return None
+
+    def _record_of(self, link: DeviceLink) -> DeviceRecord | None:
+        record = self._grid.fleet.devices.get(link.identity.name)
+        return record if record is not None and record.link is link else None
+
+    def _reconcile(self, job: JobRun, record: DeviceRecord, held: Sequence[HeldAttempt]) -> None:
+        assert job.machine is not None
+        assert job.mint is not None
+        genuine: dict[AttemptSeq, HeldAttempt] = {}
+        for attempt in held:
+            seq = job.mint.check(attempt.token, attempt.shard, record.name)
+            if seq is not None and attempt.shard < job.machine.grid.shards:
+                genuine[seq] = attempt
+        self._lifecycle.apply(job, ev.DeviceGone(record.name, frozenset(genuine)))
+        deadline = self._grid.clock.monotonic() + self._grid.settings.lease_minimum_seconds
+        for seq, attempt in genuine.items():
+            self._lifecycle.apply(job, ev.AttemptHeld(attempt.shard, seq, record.name, deadline))
+
+    def lose(self, record: DeviceRecord) -> None:
+        """Give a device up: its leases go elsewhere."""
+        record.presence = Presence.LOST
+        record.orders.clear()
+        for job in self._grid.active.values():
+            if job.machine is not None:
+                self._lifecycle.apply(job, ev.DeviceGone(record.name))
+
+    async def _take_results(self, record: DeviceRecord, uid: JobUid, outcomes: Sequence[ShardOutcome]) -> None:
+        job = self._grid.jobs.get(uid)
+        if job is None or (job.machine is None and not job.stage.terminal):
+            self._keep_orphans(record, uid, outcomes)
+            return
+        if job.machine is None or job.mint is None:
+            self._refuse_unknown(record.name, uid, outcomes)
+            return
+        now = self._grid.clock.monotonic()
+        outbox = Outbox(uid, job.mint)
+        for outcome in outcomes:
+            seq = job.mint.check(outcome.token, outcome.shard, record.name)
+            if seq is None or outcome.shard >= job.machine.grid.shards:
+                outbox.refuse(record.name, outcome.token, "NotLeased", "this device was never given that shard")
+                continue
+            if outcome.failed is not None:
+                event: ev.JobEvent = failure_event(outcome, outcome.failed, seq, record.name)
+                if not outcome.failed.blame_items and uid in self._grid.active:
+                    record.set_back(uid, now)
+            elif not job.machine.is_open(outcome.shard):
+                # Superseded whatever it says; not worth reading the shard again.
+                event = ev.ResultJudged(outcome.shard, seq, record.name, UNDECIDED)
+            else:
+                unread = job.unread_of(outcome.shard, outcome)
+                if unread is None:
+                    try:
+                        unread = await self._read_again(job, outcome.shard)
+                    except Exception as exc:  # of any kind, as in the feeder
+                        log.warning("read failed job=%s cause=%s: %s", job.spec.key, type(exc).__name__, exc)
+                        failure = AttemptFailure(False, INPUT_UNREADABLE, str(exc))
+                        again = failure_event(outcome, failure, seq, record.name)
+                        self._lifecycle.carry_out(job, job.machine.handle(again, now), outbox, outcome)
+                        continue
+                verdict = job.judge(outcome, unread)
+                event = ev.ResultJudged(outcome.shard, seq, record.name, verdict)
+                if verdict.accepted is True:
+                    record.setbacks.pop(uid, None)
+                    self._learn_speed(job, record, outcome)
+                else:
+                    log.warning("rejected job=%s device=%s cause=%s", job.spec.key, record.name, verdict.message)
+                    record.set_back(uid, now)
+            if uid in self._grid.active:
+                record.progress_at[uid] = now
+            self._lifecycle.carry_out(job, job.machine.handle(event, now), outbox, outcome)
+        outbox.deliver(self._grid.fleet.devices)
+        self._grid.mark(record.name)
+        self._grid.touch()
+
+    async def _read_again(self, job: JobRun, shard: int) -> tuple[ItemFailure, ...]:
+        assert job.admission is not None
+        assert job.machine is not None
+        start, stop = job.machine.grid.bounds(shard)
+        # Rare: an answer to a lease of a dead operator, so one thread will do.
+        (encoded,) = await job.encode(self._reread, [(start, stop)])
+        if encoded.failures:
+            job.unread[shard] = encoded.failures
+        return encoded.failures
+
+    def _learn_speed(self, job: JobRun, record: DeviceRecord, outcome: ShardOutcome) -> None:
+        items = outcome.outputs[0].items if outcome.outputs else 0
+        known = record.speeds.get(job.uid)
+        if items and outcome.compute_us > 0:
+            seconds = outcome.compute_us / 1e6
+            learned = known.observe(items, seconds) if known is not None else SpeedEstimate.measured(items / seconds)
+            record.speeds[job.uid] = learned
+            record.model_speeds[job.spec.model.sha256] = learned.items_per_second * record.identity.slots
+
+    def _keep_orphans(self, record: DeviceRecord, uid: JobUid, outcomes: Sequence[ShardOutcome]) -> None:
+        if self._jobs_listed and uid not in self._grid.jobs:
+            self._refuse_unknown(record.name, uid, outcomes)
+            return
+        size = _weight(outcomes)
+        if self._orphan_bytes + size <= self._grid.settings.orphan_bytes:
+            self._orphans.setdefault(uid, []).append((record.name, outcomes))
+            self._orphan_bytes += size
+
+    def _refuse_unknown(self, name: DeviceName, uid: JobUid, outcomes: Sequence[ShardOutcome]) -> None:
+        record = self._grid.fleet.devices.get(name)
+        if record is not None and record.link is not None:
+            record.link.send_settled(uid, Settlement(superseded=tuple(o.token for o in outcomes)))
+
+
+def _weight(outcomes: Sequence[ShardOutcome]) -> int:
+    return sum(len(t.data) for o in outcomes for t in o.outputs)

@@ -1,0 +1,306 @@
+"""Carries the planning room's decisions out: makes its snapshots, hands out leases, takes back, races stragglers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from pocketgrid.engine.fleet import DeviceRecord, Order, OrderState
+from pocketgrid.engine.grid import Grid
+from pocketgrid.engine.jobrun import JobRun
+from pocketgrid.model import events as ev
+from pocketgrid.model.ids import DeviceName, JobUid
+from pocketgrid.model.view import Presence, Stage
+from pocketgrid.planning.dispatch import DeviceLoad, Grant, JobDemand, Prepare, decide, is_hungry
+from pocketgrid.planning.relief import BusyDevice, BusyShard, Copy, IdleDevice, TakeBack, relieve
+
+log = logging.getLogger(__name__)
+
+PREPARE_S = 120.0
+"""A device that is to load a model keeps its seat among a job's `maxNodes` for so long, and for as long as"""
+
+PREPARE_BYTES_PER_S = 256 << 10
+"""fetching the model takes at this speed, that of a poor mobile link. After that it is welcome when it is ready."""
+
+Feed = Callable[[JobRun, DeviceRecord, ev.LeaseCut], None]
+
+
+class Dispatcher:
+    """Gives devices with room their next lease.
+
+    Args:
+        feed: starts sending a lease's items.
+    """
+
+    def __init__(self, grid: Grid, feed: Feed) -> None:
+        self._fleet = grid.fleet
+        self._jobs = grid.active
+        self._settings = grid.settings
+        self._clock = grid.clock
+        self._feed = feed
+        self._needy_from = 0
+
+    def serve(self, record: DeviceRecord) -> None:
+        """Give one device all it has room for."""
+        if record.link is None or record.presence is not Presence.CONNECTED or record.draining:
+            return
+        # Each round either prepares one more job or uses up credit, so this ends; the bound is for safety.
+        for _ in range(64):
+            now = self._clock.monotonic()
+            load = self._load(record, now)
+            if len(record.orders) >= len(self._jobs) and not self._is_hungry(load):
+                return
+            demands = self._demands(record, now)
+            if not demands:
+                return
+            match decide(load, demands):
+                case Prepare(job=uid):
+                    self._prepare(record, self._jobs[uid])
+                case Grant(job=uid, shards=count):
+                    if not self._grant(record, self._jobs[uid], count, now):
+                        return
+                case None:
+                    return
+
+    def relieve_job(self, job: JobRun) -> None:
+        """Near a job's end, let idle devices help slow ones."""
+        machine = job.machine
+        if machine is None or machine.stage is not Stage.RUNNING or machine.pending or not machine.attempts:
+            return
+        now = self._clock.monotonic()
+        if not job.wants_devices or now < job.paused_until:
+            return
+        idle = []
+        for record in self._fleet.devices.values():
+            if not self._may_work(job, record, now) or not record.ready_for(job.uid):
+                continue
+            if not any(self._held(other, record.name) for other in self._jobs.values()):
+                idle.append(IdleDevice(record.name, self._shard_seconds(job, record)))
+        if job.spec.placement.max_nodes:
+            seats = max(job.spec.placement.max_nodes - len(job.working), 0)
+            guests = sorted((d for d in idle if d.name not in job.working), key=lambda d: (d.seconds_per_shard, d.name))
+            idle = [d for d in idle if d.name in job.working] + guests[:seats]
+        if not idle:
+            return
+        busy = [b for name in machine.by_device if (b := self._busy(job, name, now)) is not None]
+        for move in relieve(idle, busy):
+            match move:
+                case TakeBack(device=name, shards=shards):
+                    self._take_back(job, name, shards)
+                case Copy(device=name, shard=shard):
+                    record = self._fleet.devices[name]
+                    cut = machine.hand_out_copy(name, shard, now, self._deadline(job, record, 1, now))
+                    if cut is not None:
+                        log.info("copy job=%s shard=%d device=%s", job.spec.key, shard, name)
+                        job.working.add(name)
+                        self._feed(job, record, cut)
+
+    def refresh_speeds(self) -> None:
+        """Recompute who works for each job and what they deliver together; used to share out what is left.
+
+        Between two calls, devices are only added: a count that is a tick old does no harm, and counting for every
+        decision would make each cost as much as the fleet is large. One pass over orders and leases, not over all
+        pairs of job and device.
+        """
+        now = self._clock.monotonic()
+        devices = self._fleet.devices
+        limited: dict[JobUid, set[DeviceName]] = {}
+        for job in self._jobs.values():
+            held = job.machine.by_device if job.machine is not None else ()
+            if job.spec.placement.max_nodes:
+                limited[job.uid] = job.working
+            job.working = {n for n in held if n in devices and devices[n].presence is Presence.CONNECTED}
+            job.total_speed = 0.0
+        for record in devices.values():
+            if record.presence is not Presence.CONNECTED:
+                continue
+            speeds, slots = record.speeds, record.identity.slots
+            for uid, order in record.orders.items():
+                ordered = self._jobs.get(uid)
+                if ordered is None:
+                    continue
+                if order.state is OrderState.READY:
+                    if uid in speeds and not (record.setbacks and record.is_barred_from(uid, now)):
+                        ordered.total_speed += slots / speeds[uid].seconds_per_item
+                    if limited and record.name in limited.get(uid, ()) and self._keeps_seat(ordered, record, now):
+                        ordered.working.add(record.name)
+                elif order.state is OrderState.ORDERED and now < order.due:
+                    ordered.working.add(record.name)
+
+    def model_reported(self, job: JobRun, record: DeviceRecord) -> None:
+        """A device has said whether it could load a job's model: count it without counting all others again."""
+        if record.ready_for(job.uid):
+            job.total_speed += record.identity.slots / record.speeds[job.uid].seconds_per_item
+            if job.spec.placement.max_nodes:
+                return
+        job.working.discard(record.name)
+
+    def needy(self, most: int) -> list[DeviceName]:
+        """Devices with less than two shards for each slot, at most so many; the next call goes on after the last.
+
+        All others are served as their results come in, so these are the ones for which only time may have changed
+        anything: a pause is over, a seat is free.
+        """
+        held: dict[DeviceName, int] = {}
+        for job in self._jobs.values():
+            if job.machine is not None:
+                for name, attempts in job.machine.by_device.items():
+                    held[name] = held.get(name, 0) + len(attempts)
+        names = [
+            name
+            for name, record in self._fleet.devices.items()
+            if record.presence is Presence.CONNECTED and held.get(name, 0) < 2 * record.identity.slots
+        ]
+        if len(names) <= most:
+            return names
+        start = self._needy_from % len(names)
+        self._needy_from = start + most
+        return (names[start:] + names[:start])[:most]
+
+    # ---- snapshots ----
+
+    def _may_work(self, job: JobRun, record: DeviceRecord, now: float) -> bool:
+        if record.presence is not Presence.CONNECTED or record.draining or record.is_barred_from(job.uid, now):
+            return False
+        return self.eligible(job, record)
+
+    def eligible(self, job: JobRun, record: DeviceRecord) -> bool:
+        """Whether labels, taints and classes let the device take new leases of the job."""
+        verdict = job.eligibility.get(record.name)
+        if verdict is None:
+            verdict = job.eligibility[record.name] = self._fleet.judge(record, job.spec.placement)
+        return verdict.admits
+
+    def _keeps_seat(self, job: JobRun, record: DeviceRecord, now: float) -> bool:
+        # Between two leases a device is still one of the job's few; another would have to load the model first.
+        if not job.spec.placement.max_nodes or job.machine is None or not job.machine.pending:
+            return False
+        return self._may_work(job, record, now) and not any(self._held(j, record.name) for j in self._jobs.values())
+
+    @staticmethod
+    def _is_prepared_for(record: DeviceRecord, job: JobRun, now: float) -> bool:
+        order = record.orders.get(job.spec.uid)
+        if order is None or order.state is OrderState.FAILED:
+            return False
+        return now < order.due if order.state is OrderState.ORDERED else record.name in job.working
+
+    def _is_hungry(self, load: DeviceLoad) -> bool:
+        return is_hungry(load, max((j.spec.sharding.lease_seconds for j in self._jobs.values()), default=0.0))
+
+    @staticmethod
+    def _held(job: JobRun, device: DeviceName) -> int:
+        return len(job.machine.by_device.get(device, ())) if job.machine is not None else 0
+
+    def _load(self, record: DeviceRecord, now: float) -> DeviceLoad:
+        backlog = nbytes = 0.0
+        shards = 0
+        jobs = set()
+        for uid, job in self._jobs.items():
+            held = self._held(job, record.name)
+            if held or self._is_prepared_for(record, job, now):
+                jobs.add(uid)
+            if held:
+                shards += held
+                backlog += held * self._shard_seconds(job, record) / record.identity.slots
+                nbytes += held * job.bytes_per_shard
+        return DeviceLoad(
+            name=record.name,
+            backlog_s=backlog,
+            leased_shards=shards,
+            leased_bytes=nbytes,
+            credit_shards=record.identity.credits.shards,
+            credit_bytes=record.identity.credits.bytes,
+            slots=record.identity.slots,
+            jobs=frozenset(jobs),
+        )
+
+    def _demands(self, record: DeviceRecord, now: float) -> list[JobDemand]:
+        demands = []
+        for job in self._jobs.values():
+            machine = job.machine
+            pending = len(machine.pending) if machine is not None else None
+            active = len(machine.attempts) if machine is not None else 0
+            if pending == 0 and (active == 0 or record.ready_for(job.uid)):
+                continue
+            if not job.wants_devices or now < job.paused_until or not self._may_work(job, record, now):
+                continue
+            demands.append(
+                JobDemand(
+                    uid=job.uid,
+                    priority=job.spec.priority,
+                    created=job.spec.created,
+                    lease_seconds=job.spec.sharding.lease_seconds,
+                    pending_shards=pending,
+                    active_shards=active,
+                    leased_shards=self._held(job, record.name),
+                    items_per_shard=machine.grid.per_shard if machine is not None else 0,
+                    bytes_per_shard=job.bytes_per_shard,
+                    working=len(job.working),
+                    total_speed=job.total_speed,
+                    max_nodes=job.spec.placement.max_nodes,
+                    speed=record.speeds.get(job.uid) if record.ready_for(job.uid) else None,
+                )
+            )
+        return demands
+
+    def _shard_seconds(self, job: JobRun, record: DeviceRecord) -> float:
+        assert job.machine is not None
+        speed = record.speeds.get(job.uid)
+        # A device that came back with work of an earlier session has no speed yet; assume a second per shard.
+        return job.machine.grid.per_shard * speed.seconds_per_item if speed is not None else 1.0
+
+    def _busy(self, job: JobRun, name: DeviceName, now: float) -> BusyDevice | None:
+        record = self._fleet.devices.get(name)
+        if record is None:
+            return None
+        assert job.machine is not None
+        attempts = job.machine.attempts_of(name)
+        slots = record.identity.slots
+        last = record.progress_at.get(job.uid, 0.0)
+        begun = tuple(
+            BusyShard(a.shard, job.machine.attempt_count(a.shard), now - max(a.handed, last)) for a in attempts[:slots]
+        )
+        waiting = tuple(
+            a.shard
+            for a in attempts[slots:]
+            # A device that is away for a moment cannot be asked.
+            if record.link is not None and a.shard not in job.revoking and job.machine.attempt_count(a.shard) == 1
+        )
+        return BusyDevice(name, self._shard_seconds(job, record), slots, begun, waiting)
+
+    # ---- moves ----
+
+    def _prepare(self, record: DeviceRecord, job: JobRun) -> None:
+        assert job.admission is not None
+        assert record.link is not None
+        order = job.admission.job.order
+        due = self._clock.monotonic() + PREPARE_S + order.model_bytes / PREPARE_BYTES_PER_S
+        record.orders[job.uid] = Order(OrderState.ORDERED, due=due)
+        job.working.add(record.name)
+        record.link.send_order(order)
+
+    def _grant(self, record: DeviceRecord, job: JobRun, count: int, now: float) -> bool:
+        assert job.machine is not None
+        cut = job.machine.hand_out(record.name, count, now, self._deadline(job, record, count, now))
+        if cut is None:
+            return False
+        job.working.add(record.name)
+        job.revoking.difference_update(h.shard for h in cut.shards)
+        log.debug("lease job=%s device=%s shards=%d", job.spec.key, record.name, len(cut.shards))
+        self._feed(job, record, cut)
+        return True
+
+    def _take_back(self, job: JobRun, name: DeviceName, shards: tuple[int, ...]) -> None:
+        record = self._fleet.devices[name]
+        if record.link is None or job.mint is None or job.machine is None:
+            return
+        wanted = set(shards)
+        job.revoking |= wanted
+        tokens = [job.mint.mint(a.seq, a.shard, name) for a in job.machine.attempts_of(name) if a.shard in wanted]
+        log.info("take-back job=%s device=%s shards=%d", job.spec.key, name, len(tokens))
+        record.link.send_revoke(job.uid, tokens)
+
+    def _deadline(self, job: JobRun, record: DeviceRecord, count: int, now: float) -> float:
+        expected = self._load(record, now).backlog_s + count * self._shard_seconds(job, record) / record.identity.slots
+        slack = max(self._settings.lease_slack * expected, self._settings.lease_minimum_seconds)
+        return now + slack

@@ -1,0 +1,203 @@
+"""The devices, as the engine knows them: who is attached, how their Nodes look, what they can do how fast."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from pocketgrid.engine.links import DeviceLink, HeldAttempt
+from pocketgrid.model.device import DeviceIdentity, HardwareClass, NodeView, Vitals, device_labels
+from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
+from pocketgrid.model.job import Placement
+from pocketgrid.model.view import Presence
+from pocketgrid.planning.eligibility import Eligibility, classes_of, judge_eligibility
+from pocketgrid.planning.speed import SpeedEstimate
+
+SETBACK_FIRST_S = 0.5
+SETBACK_LAST_S = 60.0
+"""A device that fails at a job's shards gets others only after a pause, doubling from the first to the last: were it
+served at once, one sick device with an empty queue would take every shard before the healthy ones could."""
+
+
+class OrderState(Enum):
+    """How far a device is with a job's model."""
+
+    ORDERED = "ordered"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Order:
+    """A work order given to a device in its present session.
+
+    Attributes:
+        due: while ORDERED, monotonic seconds after which the device is no longer waited for.
+        retry_at: if FAILED, monotonic seconds when it may be tried again.
+    """
+
+    state: OrderState
+    retry_at: float = 0.0
+    message: str = ""
+    due: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """Failures of a device at a job since its last success, and until when it is left alone."""
+
+    times: int
+    until: float
+
+
+@dataclass(slots=True)
+class DeviceRecord:
+    """Everything about one device.
+
+    Attributes:
+        changed_at: monotonic seconds of the last change of presence.
+        progress_at: by job, monotonic seconds when a result last arrived; bounds when the next shard was begun.
+        feeding: held while a lease is being sent, so that leases arrive in the order they were cut.
+        held: what it said it has of jobs the engine does not know yet.
+    """
+
+    identity: DeviceIdentity
+    link: DeviceLink | None = None
+    presence: Presence = Presence.LOST
+    changed_at: float = 0.0
+    last_seen: float = 0.0
+    vitals: Vitals = field(default_factory=Vitals)
+    draining: bool = False
+    orders: dict[JobUid, Order] = field(default_factory=dict)
+    speeds: dict[JobUid, SpeedEstimate] = field(default_factory=dict)
+    model_speeds: dict[ModelDigest, float] = field(default_factory=dict)
+    progress_at: dict[JobUid, float] = field(default_factory=dict)
+    held: dict[JobUid, list[HeldAttempt]] = field(default_factory=dict)
+    items_done: int = 0
+    setbacks: dict[JobUid, Setback] = field(default_factory=dict)
+    feeding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def name(self) -> DeviceName:
+        """Name of the device."""
+        return self.identity.name
+
+    def ready_for(self, job: JobUid) -> bool:
+        """Whether the device has the job's model loaded."""
+        order = self.orders.get(job)
+        return order is not None and order.state is OrderState.READY
+
+    def forget_job(self, job: JobUid) -> None:
+        """The job is over; what the device can do with its model stays known."""
+        for known in (self.orders, self.speeds, self.progress_at, self.held, self.setbacks):
+            known.pop(job, None)
+
+    def is_barred_from(self, job: JobUid, now: float) -> bool:
+        """Whether the device cannot load the job's model, or failed at its work a short while ago."""
+        order = self.orders.get(job)
+        if order is not None and order.state is OrderState.FAILED and now < order.retry_at:
+            return True
+        if order is not None and order.state is OrderState.ORDERED and now >= order.due:
+            return True
+        setback = self.setbacks.get(job)
+        return setback is not None and now < setback.until
+
+    def set_back(self, job: JobUid, now: float) -> None:
+        """The device failed at a shard of `job`: leave it alone with that job for a while, longer each time."""
+        known = self.setbacks.get(job)
+        if known is not None and now < known.until:
+            # The rest of the same lease failing too is the same failure.
+            return
+        times = known.times + 1 if known is not None else 1
+        pause = min(SETBACK_FIRST_S * 2.0 ** (times - 1), SETBACK_LAST_S)
+        self.setbacks[job] = Setback(times, now + pause)
+
+
+class Fleet:
+    """Devices, Nodes and hardware classes, and which may work for what.
+
+    Args:
+        nodes_from_facts: there is no cluster: a device's Node is made from what it says of itself.
+    """
+
+    def __init__(self, *, nodes_from_facts: bool) -> None:
+        self._nodes_from_facts = nodes_from_facts
+        self.devices: dict[DeviceName, DeviceRecord] = {}
+        self.nodes: dict[DeviceName, NodeView] = {}
+        self.classes: dict[str, HardwareClass] = {}
+        self._node_classes: dict[DeviceName, tuple[str, ...]] = {}
+        self.deregistered: dict[DeviceName, str] = {}
+
+    def node_of(self, record: DeviceRecord) -> NodeView | None:
+        """The Node a device runs on or is represented by; None until the cluster has shown it."""
+        return self.nodes.get(DeviceName(record.identity.node_name or record.name))
+
+    def classes_of(self, record: DeviceRecord) -> tuple[str, ...]:
+        """Hardware classes of a device, sorted."""
+        node = self.node_of(record)
+        if node is None:
+            return ()
+        known = self._node_classes.get(node.name)
+        if known is None:
+            known = self._node_classes[node.name] = classes_of(node, self.classes.values())
+        return known
+
+    def attached(self, link: DeviceLink) -> DeviceRecord:
+        """Record a device that has attached; an existing record keeps what was learned of its speed."""
+        identity = link.identity
+        record = self.devices.get(identity.name)
+        if record is None:
+            record = self.devices[identity.name] = DeviceRecord(identity)
+        elif record.identity.facts.engine != identity.facts.engine:
+            record.speeds.clear()
+        record.identity = identity
+        record.link = link
+        record.orders.clear()
+        record.progress_at.clear()
+        record.held.clear()
+        record.draining = False
+        if self._nodes_from_facts:
+            self.set_node(NodeView(identity.name, device_labels(identity)))
+        return record
+
+    def set_node(self, node: NodeView) -> bool:
+        """Take in a Node as it is now; whether anything that bears on work has changed."""
+        if self.nodes.get(node.name) == node:
+            return False
+        self.nodes[node.name] = node
+        self._node_classes.pop(node.name, None)
+        return True
+
+    def remove_node(self, name: DeviceName) -> bool:
+        """Forget a Node; whether it was known."""
+        self._node_classes.pop(name, None)
+        return self.nodes.pop(name, None) is not None
+
+    def set_classes(self, classes: Mapping[str, HardwareClass]) -> bool:
+        """Take in all hardware classes; whether anything has changed."""
+        if self.classes == dict(classes):
+            return False
+        self.classes = dict(classes)
+        self._node_classes.clear()
+        return True
+
+    def missing_classes(self, placement: Placement) -> tuple[str, ...]:
+        """Classes a job asks for that nobody has defined."""
+        return tuple(c for c in placement.hardware_classes if c not in self.classes)
+
+    def judge(self, record: DeviceRecord, placement: Placement) -> Eligibility:
+        """Whether a device may work for a job with `placement`, presence aside."""
+        node = self.node_of(record)
+        if node is None:
+            return Eligibility(selected=False, admits=False, evicts=True, reasons=("has no Node",))
+        return judge_eligibility(placement, node, self.classes_of(record))
+
+    def records_on(self, node: DeviceName) -> Iterable[DeviceRecord]:
+        """Devices that run on or are represented by a Node."""
+        own = self.devices.get(node)
+        if own is not None and not own.identity.node_name:
+            yield own
+        yield from (r for r in self.devices.values() if r.identity.node_name == node)

@@ -1,0 +1,284 @@
+"""A job's way from admission to its manifest, and the carrying out of what its machine asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from pocketgrid.engine.fleet import DeviceRecord
+from pocketgrid.engine.grid import Grid
+from pocketgrid.engine.jobrun import JobRun
+from pocketgrid.engine.links import ShardOutcome
+from pocketgrid.engine.opening import open_job
+from pocketgrid.engine.outbox import Outbox
+from pocketgrid.engine.writer import CommitWriter
+from pocketgrid.errors import InvalidSpecError, StaleEpochError, StoreError
+from pocketgrid.jobs.machine import JobMachine
+from pocketgrid.model import events as ev
+from pocketgrid.model.job import ShardGrid
+from pocketgrid.model.view import Explanation, Presence, Stage
+from pocketgrid.planning.dispatch import choose_items_per_shard
+
+if TYPE_CHECKING:
+    from pocketgrid.storage.modelstore import ModelStore
+    from pocketgrid.storage.results import Committed, ShardCommit
+
+log = logging.getLogger(__name__)
+
+MANIFEST_NAME = "_manifest.json"
+
+
+class Lifecycle:
+    """Runs jobs.
+
+    Args:
+        model_dir: where models that are not local files are kept.
+        take_over: whoever else may still hold a job's store has lost the leader election.
+        on_started: called when a job has a machine, so that devices can say what they already have of it.
+    """
+
+    def __init__(
+        self, grid: Grid, model_dir: Path, *, take_over: bool, on_started: Callable[[JobRun], Awaitable[None]]
+    ) -> None:
+        self._grid = grid
+        self._model_dir = model_dir
+        self._take_over = take_over
+        self._on_started = on_started
+        self._models: ModelStore | None = None
+
+    async def run_job(self, job: JobRun) -> None:
+        """From admission to the closing of the store; for a task of its own."""
+        if self._models is None:
+            from pocketgrid.storage.modelstore import ModelStore
+
+            self._models = ModelStore(self._model_dir)
+        try:
+            if await open_job(job, self._grid, self._models, take_over=self._take_over):
+                await self._drive(job)
+        except StaleEpochError as exc:
+            self._taken_over(job, exc)
+        except InvalidSpecError as exc:
+            # The input was one thing when the job was admitted and is another now.
+            log.error("broken job=%s reason=%s cause=%s", job.spec.key, exc.reason, exc)
+            self.apply(job, ev.JobBroken(exc.reason, str(exc)))
+        except StoreError as exc:
+            log.error("closed with unwritten results job=%s cause=%s", job.spec.key, exc)
+        except Exception as exc:
+            # Shown on the job as well: a job that stands still without a word is the worst of all.
+            job.trouble = Explanation("InternalError", f"{type(exc).__name__}: {exc}; see the operator's log")
+            self._grid.touch()
+            raise
+        finally:
+            await job.close_encoder()
+            if job.executor is not None:
+                job.executor.shutdown(wait=False)
+
+    async def _drive(self, job: JobRun) -> None:
+        assert job.store is not None
+        assert job.executor is not None
+        assert job.recovered is not None
+        job.writer = CommitWriter(
+            job.store,
+            job.executor,
+            on_committed=lambda group, done: self._on_committed(job, group, done),
+            on_reopened=lambda shards, failed: self._on_reopened(job, shards, failed),
+            on_trouble=lambda exc: self._on_trouble(job, exc),
+            queue_bytes=self._grid.settings.commit_queue_bytes,
+        )
+        if job.removed:
+            job.writer.close()
+        running = asyncio.create_task(job.writer.run(), name=f"writer-{job.spec.key}")
+        try:
+            per_shard = job.recovered.per_shard or job.spec.sharding.items_per_shard
+            if per_shard:
+                await self._start_machine(job, per_shard)
+            self._grid.mark_all()
+            self._grid.touch()
+        except BaseException:
+            job.writer.close()
+            with suppress(StoreError):
+                await running
+            raise
+        await running
+
+    async def choose_cut(self, job: JobRun, record: DeviceRecord) -> None:
+        """Cut a job whose user left that to the grid, now that `record` has measured itself."""
+        assert job.admission is not None
+        per_shard = choose_items_per_shard(
+            record.speeds[job.uid],
+            job.admission.job.bytes_per_item,
+            job.admission.job.items,
+            sum(r.identity.slots for r in self._grid.fleet.devices.values() if r.presence is Presence.CONNECTED),
+        )
+        try:
+            await self._start_machine(job, per_shard)
+        except StaleEpochError as exc:
+            self._taken_over(job, exc)
+        except StoreError as exc:
+            log.error("closed without a cut job=%s cause=%s", job.spec.key, exc)
+
+    async def _start_machine(self, job: JobRun, per_shard: int) -> None:
+        assert job.admission is not None
+        assert job.recovered is not None
+        assert job.writer is not None
+        recovered = job.recovered
+        if not recovered.per_shard:
+            await job.writer.plan(per_shard)
+        machine = JobMachine(
+            ShardGrid(job.admission.job.items, per_shard),
+            recovered.epoch,
+            job.spec.limits,
+            committed=recovered.committed,
+        )
+        machine.counters.rows_done = recovered.rows_done
+        machine.counters.rows_failed = recovered.rows_failed
+        if job.opening is Stage.REMOVED:
+            return
+        job.machine = machine
+        log.info(
+            "started job=%s items=%d shards=%d done=%d epoch=%d",
+            job.spec.key, machine.grid.items, machine.grid.shards, len(machine.committed), recovered.epoch,
+        )  # fmt: skip
+        effects = machine.start(self._grid.clock.monotonic(), suspended=job.spec.suspend)
+        self._carry_out_alone(job, effects)
+        await self._on_started(job)
+        self._grid.mark_all()
+        self._grid.touch()
+
+    def _on_committed(self, job: JobRun, group: Sequence[ShardCommit], committed: Committed) -> None:
+        if job.machine is None or job.mint is None:
+            return
+        now = self._grid.clock.monotonic()
+        outbox = Outbox(job.uid, job.mint)
+        if not job.first_commit:
+            job.first_commit = self._grid.clock.wall()
+        refused = dict(committed.refused)
+        for commit in group:
+            if commit.shard in refused:
+                refusal = ev.CommitRefused(commit.shard, commit.seq, refused[commit.shard])
+                self.carry_out(job, job.machine.handle(refusal, now), outbox, None)
+                continue
+            rows = job.machine.grid.size(commit.shard)
+            event = ev.ShardCommitted(commit.shard, commit.seq, rows, len(commit.failures))
+            self.carry_out(job, job.machine.handle(event, now), outbox, None)
+            job.rate.add(rows, now)
+            record = self._grid.fleet.devices.get(commit.device)
+            if record is not None:
+                record.items_done += rows - len(commit.failures)
+        outbox.deliver(self._grid.fleet.devices)
+        self._grid.touch()
+
+    def _on_reopened(self, job: JobRun, shards: Sequence[int], still_failed: int) -> None:
+        if job.machine is not None:
+            failed = job.machine.counters.rows_failed - still_failed
+            self.apply(job, ev.ShardsReopened(tuple(shards), failed))
+
+    def _taken_over(self, job: JobRun, exc: StaleEpochError) -> None:
+        log.error("taken over job=%s cause=%s", job.spec.key, exc)
+        job.trouble = Explanation("TakenOver", str(exc))
+        self._grid.active.pop(job.uid, None)
+        if job.writer is not None:
+            job.writer.close()
+        self._grid.touch()
+
+    def _on_trouble(self, job: JobRun, exc: StoreError | None) -> None:
+        before = job.trouble
+        if exc is not None:
+            job.trouble = Explanation("StorageFailed", str(exc))
+        elif job.trouble is not None and job.trouble.reason == "StorageFailed":
+            job.trouble = None
+            self._grid.mark_all()
+        if job.trouble != before:
+            self._grid.touch()
+
+    async def _finish(self, job: JobRun) -> None:
+        assert job.writer is not None
+        if job.stage is not Stage.FINISHING:
+            return
+        with suppress(StaleEpochError):
+            if await job.writer.finish() is not None:
+                self.apply(job, ev.OutputFinished(f"{job.spec.output.uri.rstrip('/')}/{MANIFEST_NAME}"))
+
+    # ---- carrying out ----
+
+    def apply(self, job: JobRun, event: ev.JobEvent) -> None:
+        """Feed one event to a job's machine, if it has one, and carry out what follows."""
+        if job.machine is not None:
+            self._carry_out_alone(job, job.machine.handle(event, self._grid.clock.monotonic()))
+
+    def look_at_deadlines(self, job: JobRun) -> None:
+        """Release what is overdue. A device that was late is left alone with the job for a while: it may hang."""
+        if job.machine is None:
+            return
+        now = self._grid.clock.monotonic()
+        effects = job.machine.handle(ev.TimePassed(), now)
+        for effect in effects:
+            if isinstance(effect, ev.CancelAttempt):
+                late = self._grid.fleet.devices.get(effect.device)
+                if late is not None:
+                    late.set_back(job.uid, now)
+        if effects:
+            self._carry_out_alone(job, effects)
+
+    def _carry_out_alone(self, job: JobRun, effects: Sequence[ev.JobEffect]) -> None:
+        assert job.mint is not None
+        outbox = Outbox(job.uid, job.mint)
+        self.carry_out(job, effects, outbox, None)
+        outbox.deliver(self._grid.fleet.devices)
+
+    def carry_out(
+        self, job: JobRun, effects: Sequence[ev.JobEffect], outbox: Outbox, outcome: ShardOutcome | None
+    ) -> None:
+        """Carry out `effects` in order.
+
+        Args:
+            outbox: collects what devices are to be told; the caller delivers it.
+            outcome: the answer that caused the effects, if one did.
+        """
+        for effect in effects:
+            match effect:
+                case ev.CommitShard():
+                    record = self._grid.fleet.devices.get(effect.device)
+                    owner = record.identity.owner if record is not None else ""
+                    engine = record.identity.facts.engine if record is not None else ""
+                    commit, size = job.commit_of(effect, outcome, owner, engine)
+                    assert job.writer is not None
+                    job.writer.put(commit, size)
+                case ev.Settle():
+                    outbox.settle(effect)
+                case ev.CancelAttempt():
+                    outbox.cancel(effect)
+                case ev.CancelJob():
+                    self.cancel_everywhere(job)
+                case ev.FinishOutput():
+                    job.tasks.append(self._grid.spawn(self._finish(job), name=f"finish-{job.spec.key}"))
+                case ev.CloseOutput():
+                    self._close_job(job)
+                case _:
+                    assert_never(effect)
+        if job.machine is not None and job.machine.released != job.released_seen:
+            job.released_seen = job.machine.released
+            self._grid.mark_idle(job)
+
+    def cancel_everywhere(self, job: JobRun) -> None:
+        """Withdraw the job's work order from all devices, and with it all that they have of the job."""
+        for record in self._grid.fleet.devices.values():
+            order = record.orders.pop(job.uid, None)
+            if order is not None and record.link is not None:
+                record.link.send_cancel(job.uid, ())
+
+    def _close_job(self, job: JobRun) -> None:
+        job.finished = self._grid.clock.wall()
+        job.unread.clear()
+        job.in_flight.clear()
+        self._grid.active.pop(job.uid, None)
+        for record in self._grid.fleet.devices.values():
+            record.forget_job(job.uid)
+        if job.writer is not None:
+            job.writer.close()
+        self._grid.mark_all()
+        self._grid.touch()

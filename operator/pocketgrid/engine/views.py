@@ -1,0 +1,119 @@
+"""Builds the immutable views the engine shows of itself."""
+
+from __future__ import annotations
+
+from pocketgrid.engine.dispatcher import Dispatcher
+from pocketgrid.engine.fleet import DeviceRecord, Fleet
+from pocketgrid.engine.grid import Grid
+from pocketgrid.engine.jobrun import JobRun
+from pocketgrid.model.view import DeviceView, Explanation, JobView, Presence, Stage
+from pocketgrid.planning.eligibility import summarise_reasons
+
+
+def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher) -> JobView:
+    """One job, now."""
+    fleet = grid.fleet
+    machine = job.machine
+    by_class: dict[str, int] = {}
+    for name in job.working if not job.stage.terminal else ():
+        record = fleet.devices.get(name)
+        if record is None:
+            continue
+        asked = job.spec.placement.hardware_classes
+        matching = [c for c in fleet.classes_of(record) if not asked or c in asked]
+        label = matching[0] if matching else ""
+        by_class[label] = by_class.get(label, 0) + 1
+    view = JobView(
+        spec=job.spec,
+        stage=job.stage,
+        explanation=machine.explanation if machine is not None else job.explanation,
+        obstacle=_obstacle(job, fleet, dispatcher),
+        trouble=job.trouble,
+        items=job.admission.job.items if job.admission is not None else 0,
+        devices=by_class,
+        started=job.started,
+        finished=job.finished,
+    )
+    if machine is None:
+        return view
+    counters = machine.counters
+    return JobView(
+        spec=view.spec,
+        stage=view.stage,
+        explanation=view.explanation,
+        obstacle=view.obstacle,
+        trouble=view.trouble,
+        items=machine.grid.items,
+        items_done=counters.rows_done,
+        items_failed=counters.rows_failed,
+        items_per_shard=machine.grid.per_shard,
+        shards=machine.grid.shards,
+        shards_done=len(machine.committed),
+        shards_active=machine.shards_active,
+        completed_text=machine.committed.to_text(limit=grid.settings.completed_text_limit),
+        devices=by_class,
+        throughput=job.rate.rate(grid.clock.monotonic()) if machine.stage is Stage.RUNNING else _mean_rate(job),
+        started=view.started,
+        finished=view.finished,
+        attempts_lost=counters.attempts_lost,
+        copies=counters.copies,
+        duplicates=counters.duplicates,
+        manifest_uri=machine.manifest_uri,
+    )
+
+
+def view_device(record: DeviceRecord, fleet: Fleet, jobs: dict[str, JobRun]) -> DeviceView:
+    """One device."""
+    node = fleet.node_of(record)
+    held = {uid: len(j.machine.by_device.get(record.name, ())) for uid, j in jobs.items() if j.machine is not None}
+    return DeviceView(
+        identity=record.identity,
+        presence=record.presence,
+        vitals=record.vitals,
+        classes=fleet.classes_of(record),
+        schedulable=(
+            record.presence is Presence.CONNECTED
+            and not record.draining
+            and node is not None
+            and not node.unschedulable
+        ),
+        speeds=dict(record.model_speeds),
+        leased_shards=sum(held.values()),
+        last_seen=record.last_seen,
+        items_done=record.items_done,
+        jobs=tuple(jobs[uid].uid for uid, count in held.items() if count),
+    )
+
+
+def _mean_rate(job: JobRun) -> float:
+    # Of a finished job, what matters is the whole of it; of one that a predecessor began, what this process saw.
+    if job.machine is None or job.recovered is None or not job.finished:
+        return 0.0
+    rows = job.machine.counters.rows_done - job.recovered.rows_done
+    return rows / max(job.finished - job.started, 1e-3)
+
+
+def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher) -> Explanation | None:
+    if job.stage.terminal or job.stage in (Stage.SUSPENDED, Stage.FINISHING):
+        return None
+    connected = [r for r in fleet.devices.values() if r.presence is Presence.CONNECTED]
+    if any(dispatcher.eligible(job, r) and not r.draining for r in connected):
+        failed: dict[str, tuple[str, ...]] = {
+            str(r.name): (order.message,)
+            for r in connected
+            if (order := r.orders.get(job.uid)) is not None and order.message and not r.ready_for(job.uid)
+        }
+        if failed and not any(r.ready_for(job.uid) for r in connected):
+            return Explanation("ModelLoadFailed", f"no device could load the model: {summarise_reasons(failed)}")
+        return None
+    reasons = {}
+    for record in fleet.devices.values():
+        why = job.eligibility[record.name].reasons if dispatcher.eligible(job, record) is False else ()
+        if record.presence is not Presence.CONNECTED:
+            why = (*why, "not connected")
+        elif record.draining:
+            why = (*why, "draining")
+        reasons[str(record.name)] = why
+    classes = job.spec.placement.hardware_classes
+    asked = f" of class {' or '.join(classes)}" if classes else ""
+    return Explanation("NoReadyNodes", f"no ready device{asked}; {summarise_reasons(reasons)}")

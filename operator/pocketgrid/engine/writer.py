@@ -1,0 +1,207 @@
+"""One job's way to the disk: results queue up while the last group is being fsynced, then go together.
+
+Group commit needs no timer. The slower the disk, the larger the groups. All calls to the store happen on one thread,
+which is the store's own condition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from pocketgrid.errors import StaleEpochError, StoreError
+
+if TYPE_CHECKING:
+    from pocketgrid.model.ids import ShardIndex
+    from pocketgrid.storage.results import Committed, Manifest, ResultStore, ShardCommit
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+GROUP_SHARDS = 512
+GROUP_BYTES = 32 << 20
+RETRY_FIRST_S = 0.2
+RETRY_LAST_S = 5.0
+
+
+class CommitWriter:
+    """Feeds one `ResultStore`.
+
+    Args:
+        store: opened on `executor`'s thread.
+        executor: has exactly one thread.
+        on_committed: called on the loop with what has become durable, before the next group starts.
+        on_reopened: called with shards whose stored results turned out to be damaged and must be done again, and with
+            the number of failed rows among those that are still committed.
+        on_trouble: called with the error while the store cannot be written, and with None when it can again.
+        queue_bytes: results waiting beyond which `room` is False.
+    """
+
+    def __init__(
+        self,
+        store: ResultStore,
+        executor: ThreadPoolExecutor,
+        *,
+        on_committed: Callable[[Sequence[ShardCommit], Committed], None],
+        on_reopened: Callable[[Sequence[ShardIndex], int], None],
+        on_trouble: Callable[[StoreError | None], None],
+        queue_bytes: int,
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._on_committed = on_committed
+        self._on_reopened = on_reopened
+        self._on_trouble = on_trouble
+        self._limit = queue_bytes
+        self._queue: deque[tuple[ShardCommit, int]] = deque()
+        self._queued_bytes = 0
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._finish: asyncio.Future[Manifest | None] | None = None
+        self._closing = False
+        self._ended = False
+
+    def put(self, commit: ShardCommit, size: int) -> None:
+        """Queue one result of `size` bytes. Never refuses: callers wait for `room` before they take in more.
+
+        After the end of `run` it is dropped: nothing was acknowledged, so whoever made it still has it.
+        """
+        if self._ended:
+            return
+        self._queue.append((commit, size))
+        self._queued_bytes += size
+        if self._queued_bytes >= self._limit:
+            self._room.clear()
+        self._wake.set()
+
+    async def wait_for_room(self) -> None:
+        """Return when results may be taken in again."""
+        await self._room.wait()
+
+    async def finish(self) -> Manifest | None:
+        """Write the last parts and the manifest, after all that is queued.
+
+        Returns:
+            None if shards had to be reopened instead; finish again once they are committed. None also if the writer
+            ended before it could be done.
+
+        Raises:
+            StaleEpochError: another operator has taken over.
+        """
+        if self._ended:
+            return None
+        if self._finish is None or self._finish.done():
+            self._finish = asyncio.get_running_loop().create_future()
+        self._wake.set()
+        return await asyncio.shield(self._finish)
+
+    def close(self) -> None:
+        """Let `run` end after what is queued; the store is closed on its thread."""
+        self._closing = True
+        self._room.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write until closed.
+
+        Raises:
+            StaleEpochError: another operator has taken over; nothing unacknowledged was written.
+            StoreError: the store cannot be written, and `close` was called.
+            InvalidSpecError: the data set is not what it was.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                if self._queue:
+                    await self._commit_group(loop)
+                elif self._finish is not None and not self._finish.done():
+                    manifest = await self._persist(loop, self._store_finish)
+                    await self._tell_reopened(loop)
+                    self._answer(manifest)
+                elif self._closing:
+                    return
+                else:
+                    self._wake.clear()
+                    await self._wake.wait()
+        except StaleEpochError as exc:
+            if self._finish is not None and not self._finish.done():
+                self._finish.set_exception(exc)
+                self._finish.exception()  # retrieved here, in case nobody waits for it any more
+            raise
+        finally:
+            self._ended = True
+            self._queue.clear()
+            # Nobody may wait for what will not come: neither a device's reader nor whoever asked for the manifest.
+            self._room.set()
+            self._answer(None)
+            await loop.run_in_executor(self._executor, self._store.close)
+
+    async def plan(self, per_shard: int) -> None:
+        """Fix the cut, however long the disk takes to have room for it.
+
+        Raises:
+            StaleEpochError: another operator has taken over.
+            StoreError: the store cannot be written, and `close` was called.
+        """
+        await self._persist(asyncio.get_running_loop(), lambda: self._store.plan(per_shard))
+
+    async def _commit_group(self, loop: asyncio.AbstractEventLoop) -> None:
+        group: list[ShardCommit] = []
+        size = 0
+        while self._queue and len(group) < GROUP_SHARDS and size < GROUP_BYTES:
+            commit, nbytes = self._queue.popleft()
+            group.append(commit)
+            size += nbytes
+        committed = await self._persist(loop, lambda: self._store.commit(group))
+        self._queued_bytes -= size
+        if self._queued_bytes < self._limit:
+            self._room.set()
+        self._on_committed(group, committed)
+        # Between groups, so that no acknowledgement waits for more than the writing of one part.
+        if await self._persist(loop, self._store.seal) == 0:
+            await self._tell_reopened(loop)
+
+    def _store_finish(self) -> Manifest | None:
+        try:
+            return self._store.finish()
+        except StoreError:
+            if self._store.has_reopened:
+                return None
+            raise
+
+    async def _tell_reopened(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._store.has_reopened:
+            shards = await loop.run_in_executor(self._executor, self._store.take_reopened)
+            self._on_reopened(shards, self._store.rows_failed)
+            # Whoever asked for the manifest did so before this was known.
+            self._answer(None)
+
+    def _answer(self, manifest: Manifest | None) -> None:
+        if self._finish is not None and not self._finish.done():
+            self._finish.set_result(manifest)
+
+    async def _persist(self, loop: asyncio.AbstractEventLoop, step: Callable[[], _T]) -> _T:
+        delay = RETRY_FIRST_S
+        while True:
+            if self._ended:
+                raise StoreError("the store was closed before it could be written")
+            try:
+                result = await loop.run_in_executor(self._executor, step)
+            except StaleEpochError:
+                raise
+            except StoreError as exc:
+                log.warning("store blocked cause=%s retry_s=%.1f", exc, delay)
+                self._on_trouble(exc)
+                if self._closing:
+                    raise
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_LAST_S)
+            else:
+                self._on_trouble(None)
+                return result

@@ -1,0 +1,1 @@
+"""Where devices arrive: gRPC over TLS, one bidirectional stream per device, and models by digest."""
