@@ -93,8 +93,12 @@ def run(
     from pocketgrid.local.progress import LiveProgress, print_summary, summary_json
 
     console = Console(stderr=True)
-    with LiveProgress(console) as progress:
-        outcome = _run_until_signalled(run_plan(plan, pool, settings, clock, progress.update))
+    try:
+        with LiveProgress(console, clock) as progress:
+            outcome = _run_until_signalled(run_plan(plan, pool, settings, clock, progress.update))
+    except KeyboardInterrupt:
+        _complain("interrupted; run the same file again to go on where it stopped")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if json_output:
         typer.echo(summary_json(outcome))
     else:

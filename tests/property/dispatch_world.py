@@ -37,6 +37,8 @@ from pocketgrid.settings import EngineSettings
 from pocketgrid.trust.tokens import KEY_BYTES, TokenMint
 
 MODEL = ModelDigest("0" * 64)
+NO_LIMITS = Limits()
+CREDIT = Credits(shards=64, bytes=1 << 20)
 
 
 @dataclass(eq=False)
@@ -96,7 +98,7 @@ class World:
         model_bytes: int = 1000,
         priority: int = 0,
         max_nodes: int = 0,
-        limits: Limits = Limits(),
+        limits: Limits = NO_LIMITS,
     ) -> JobRun:
         uid = JobUid(name)
         spec = JobSpec(
@@ -125,7 +127,13 @@ class World:
         return job
 
     def add_device(
-        self, name: str, speed: float = 10.0, *, slots: int = 1, credit: Credits = Credits(64, 1 << 20), loads: bool = True
+        self,
+        name: str,
+        speed: float = 10.0,
+        *,
+        slots: int = 1,
+        credit: Credits = CREDIT,
+        loads: bool = True,
     ) -> Device:
         facts = DeviceFacts(DeviceKind.SBC, "arm64", "linux", 4, 1 << 30)
         device = Device(self, DeviceIdentity(DeviceName(name), "boot", "alice", facts, slots, credit), speed, loads)
@@ -165,7 +173,7 @@ class World:
                     rows = job.machine.grid.size(effect.shard)
                     self.feed_event(job, ev.ShardCommitted(effect.shard, effect.seq, rows, 0))
                 case ev.CancelAttempt():
-                    self.forget(effect.device, effect.seq)
+                    self.forget(job.uid, effect.device, effect.seq)
                 case ev.CancelJob():
                     for device in self.devices.values():
                         device.queue = [entry for entry in device.queue if entry[0] != job.uid]
@@ -182,9 +190,9 @@ class World:
         assert job.machine is not None
         self.take(job, job.machine.handle(event, self.clock.monotonic()))
 
-    def forget(self, name: DeviceName, seq: AttemptSeq) -> None:
+    def forget(self, job: JobUid, name: DeviceName, seq: AttemptSeq) -> None:
         device = self.devices[name]
-        device.queue = [(uid, h) for uid, h in device.queue if h.seq != seq]
+        device.queue = [(uid, h) for uid, h in device.queue if (uid, h.seq) != (job, seq)]
 
     def tick(self) -> None:
         self.dispatcher.refresh_speeds()

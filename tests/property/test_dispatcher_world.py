@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pocketgrid.engine.fleet import Order, OrderState
 from pocketgrid.model import events as ev
 from pocketgrid.model.device import Credits, NodeView, device_labels
-from pocketgrid.model.job import ACCEPTED, Limits
+from pocketgrid.model.job import Limits
 from pocketgrid.model.view import Presence, Stage
 from tests.property.dispatch_world import Device, World
 
@@ -36,9 +36,7 @@ class GridLife(RuleBasedStateMachine):
             self.join(data.draw(st.floats(0.5, 50)), data.draw(st.integers(1, 3)), data.draw(st.booleans()))
 
     def some(self, data: st.DataObject, *, busy: bool = False) -> Device | None:
-        devices = [
-            d for d in self.world.devices.values() if self.world.record(d).link is d and (d.queue or not busy)
-        ]
+        devices = [d for d in self.world.devices.values() if self.world.record(d).link is d and (d.queue or not busy)]
         return data.draw(st.sampled_from(devices)) if devices else None
 
     @rule(speed=st.floats(0.5, 50), slots=st.integers(1, 3), loads=st.booleans())
@@ -179,8 +177,8 @@ class GridLife(RuleBasedStateMachine):
             weight = sum(count * self.world.grid.jobs[uid].bytes_per_shard for uid, count in held.items())
             assert weight <= device.identity.credits.bytes or sum(held.values()) == 1
             if record.link is device:
-                assert {h.seq for _, h in device.queue} == {
-                    seq
+                assert {(uid, h.seq) for uid, h in device.queue} == {
+                    (job.uid, seq)
                     for job in self.world.grid.active.values()
                     if job.machine is not None
                     for seq in job.machine.by_device.get(record.name, ())
@@ -222,9 +220,9 @@ class GridLife(RuleBasedStateMachine):
             assert not job.machine._deadlines
         for device in world.devices.values():
             record = world.record(device)
-            assert not (record.orders or record.speeds or record.setbacks or record.progress_at), "traces of ended jobs"
-        assert ACCEPTED.accepted
+            traces = (record.orders, record.speeds, record.setbacks, record.progress_at)
+            assert not any(traces), "traces of ended jobs"
 
 
-GridLife.TestCase.settings = settings(max_examples=1500, stateful_step_count=50, deadline=None)
+GridLife.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestGridLife = GridLife.TestCase

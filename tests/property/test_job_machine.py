@@ -7,11 +7,11 @@ committed exactly once, and nothing is acknowledged before it is.
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from pocketgrid.jobs.machine import JobMachine
 from pocketgrid.model import events as ev
-from pocketgrid.model.ids import DeviceName, Epoch
+from pocketgrid.model.ids import AttemptSeq, DeviceName, Epoch
 from pocketgrid.model.job import ACCEPTED, Limits, ShardGrid, Verdict
 from pocketgrid.model.view import Stage
 
@@ -30,11 +30,14 @@ class JobLife(RuleBasedStateMachine):
     )
     def begin(self, items: int, per_shard: int, backoff: int, max_failed: int | None) -> None:
         grid = ShardGrid(items, per_shard)
-        self.machine = JobMachine(grid, Epoch(1), Limits(backoff, max_failed))
+        self.machine = JobMachine(grid, Epoch(2), Limits(backoff, max_failed))
         self.now = 0.0
         self.to_commit: list[ev.CommitShard] = []
         self.commits: dict[int, int] = {}
         self.acknowledged: set[int] = set()
+        self.failed: dict[int, int] = {}
+        self.blamed: dict[int, set[AttemptSeq]] = {}
+        self.was_over = False
         self.finishing = 0
         self.take(self.machine.start(self.now, suspended=False))
 
@@ -43,6 +46,9 @@ class JobLife(RuleBasedStateMachine):
             match effect:
                 case ev.CommitShard():
                     assert effect.shard not in self.commits
+                    if effect.give_up:
+                        allowed = self.machine.limits.backoff_limit_per_shard
+                        assert len(self.blamed[effect.shard]) > allowed, "given up too early"
                     self.to_commit.append(effect)
                 case ev.Settle(outcome="committed"):
                     assert effect.shard in self.commits, "acknowledged before it was durable"
@@ -79,10 +85,31 @@ class JobLife(RuleBasedStateMachine):
         shard, seq, device = attempt
         self.feed(ev.ResultJudged(shard, seq, device, ACCEPTED if good else REJECTED))
 
-    @rule(attempt=consumes(handed), blame=st.booleans())
+    @rule(attempt=handed, blame=st.booleans())
     def fail(self, attempt, blame: bool) -> None:
         shard, seq, device = attempt
+        if blame and seq in self.machine.attempts:
+            self.blamed.setdefault(shard, set()).add(seq)
         self.feed(ev.AttemptFailed(shard, seq, device, blame, "OutOfMemory"))
+
+    @rule(attempt=handed)
+    def bring_back_from_an_earlier_epoch(self, attempt) -> None:
+        shard, seq, device = attempt
+        self.feed(ev.AttemptHeld(shard, AttemptSeq(seq & 0xFFFFFFFF), device, self.now + 10))
+
+    @rule(shards=st.sets(st.integers(0, 24)), failed=st.integers(0, 3))
+    def find_damage(self, shards: set[int], failed: int) -> None:
+        if self.machine.stage in (Stage.COMPLETE, Stage.FAILED, Stage.REMOVED):
+            return
+        damaged = sorted(s for s in shards if s in self.commits)
+        lost = sum(self.failed.pop(s) for s in damaged)
+        for shard in damaged:
+            del self.commits[shard]
+        self.feed(ev.ShardsReopened(tuple(damaged), lost))
+
+    @rule(max_failed=st.one_of(st.none(), st.integers(0, 30)), backoff=st.integers(0, 3))
+    def edit_limits(self, max_failed: int | None, backoff: int) -> None:
+        self.machine.limits = Limits(backoff, max_failed)
 
     @rule(attempt=handed)
     def give_back(self, attempt) -> None:
@@ -113,6 +140,8 @@ class JobLife(RuleBasedStateMachine):
     @rule(suspend=st.booleans())
     def suspend(self, suspend: bool) -> None:
         self.feed(ev.SuspendChanged(suspend))
+        if suspend and self.machine.stage is Stage.SUSPENDED:
+            assert self.machine.hand_out(DEVICES[0], 1, self.now, self.now + 10) is None
 
     @rule(data=st.data(), failed=st.integers(0, 5), refuse=st.booleans())
     def write(self, data: st.DataObject, failed: int, refuse: bool) -> None:
@@ -126,6 +155,8 @@ class JobLife(RuleBasedStateMachine):
         assert effect.shard not in self.commits, "committed twice"
         self.commits[effect.shard] = rows
         lost = rows if effect.give_up else min(failed, rows)
+        self.failed[effect.shard] = lost
+        self.blamed.pop(effect.shard, None)
         self.feed(ev.ShardCommitted(effect.shard, effect.seq, rows, lost))
 
     @rule()
@@ -141,6 +172,13 @@ class JobLife(RuleBasedStateMachine):
         self.machine.validate()
         assert set(self.machine.committed) == set(self.commits)
         assert self.machine.counters.rows_done == sum(self.commits.values())
+        assert self.machine.counters.rows_failed == sum(self.failed.values())
+        over = self.machine.stage in (Stage.COMPLETE, Stage.FAILED, Stage.REMOVED)
+        assert over or not self.was_over, "nothing brings an ended job back"
+        self.was_over = over
+        if not over and self.machine.stage is not Stage.FINISHING:
+            open_shards = set(range(self.machine.grid.shards)) - set(self.commits) - set(self.machine._committing)
+            assert all(self.machine.is_open(s) for s in open_shards)
         if self.machine.stage in (Stage.FINISHING, Stage.COMPLETE):
             assert len(self.commits) == self.machine.grid.shards
 
@@ -162,6 +200,7 @@ class JobLife(RuleBasedStateMachine):
                 rows = self.machine.grid.size(effect.shard)
                 self.commits[effect.shard] = rows
                 lost = rows if effect.give_up else 0
+                self.failed[effect.shard] = lost
                 self.feed(ev.ShardCommitted(effect.shard, effect.seq, rows, lost))
         assert self.machine.stage in (Stage.FINISHING, Stage.COMPLETE, Stage.FAILED)
         if self.machine.stage is not Stage.FAILED:

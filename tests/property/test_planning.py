@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +56,7 @@ def demands(draw: st.DrawFn) -> JobDemand:
         total_speed=draw(st.floats(0, 1e8)),
         max_nodes=draw(st.integers(0, 4)),
         speed=draw(st.one_of(st.none(), speeds)),
+        leased_shards=draw(st.integers(0, 5)),
     )
 
 
@@ -82,19 +84,41 @@ def test_the_order_of_jobs_does_not_matter(load: DeviceLoad, jobs: list[JobDeman
     assert decide(load, jobs) == decide(load, shuffled)
 
 
+def has_seat(load: DeviceLoad, job: JobDemand) -> bool:
+    return not job.max_nodes or job.uid in load.jobs or job.working < job.max_nodes
+
+
 @given(loads(), job_lists)
-def test_nobody_works_for_a_lesser_job_while_a_more_important_one_could_use_it(
+def test_a_more_important_job_is_passed_over_only_if_the_device_has_its_share_of_it(
     load: DeviceLoad, jobs: list[JobDemand]
 ) -> None:
     decision = decide(load, jobs)
-    if decision is None:
+    if not isinstance(decision, Grant):
         return
     chosen = next(j for j in jobs if j.uid == decision.job)
-    if not chosen.pending_shards:
-        return
     for other in jobs:
-        if other.priority > chosen.priority and other.pending_shards:
-            assert decide(load, [other]) is None
+        if other.priority > chosen.priority and other.pending_shards and other.speed and has_seat(load, other):
+            assert other.leased_shards > 0
+            assert lease_shards(load, other, other.speed) == 0
+
+
+@given(loads(), job_lists)
+def test_a_model_is_ordered_once_and_only_where_there_is_a_seat(load: DeviceLoad, jobs: list[JobDemand]) -> None:
+    decision = decide(load, jobs)
+    if not isinstance(decision, Prepare):
+        return
+    chosen = next(j for j in jobs if j.uid == decision.job)
+    assert chosen.speed is None
+    assert chosen.uid not in load.jobs
+    assert has_seat(load, chosen)
+
+
+@given(loads(), job_lists)
+def test_an_idle_device_gets_something_if_anything_is_to_be_had(load: DeviceLoad, jobs: list[JobDemand]) -> None:
+    idle = DeviceLoad(load.name, 0.0, 0, 0.0, load.credit_shards, load.credit_bytes, load.slots, load.jobs)
+    own = [replace(job, leased_shards=0) for job in jobs]
+    if any(job.pending_shards and job.speed and has_seat(idle, job) for job in own):
+        assert decide(idle, own) is not None
 
 
 @given(loads(), demands().filter(lambda d: d.pending_shards and d.speed))

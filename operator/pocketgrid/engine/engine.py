@@ -93,6 +93,7 @@ class Engine:
         await self._grid.close()
         self._feeder.close()
         self.devices.close()
+        self._lifecycle.close()
         for job in self._grid.jobs.values():
             if job.executor is not None:
                 job.executor.shutdown(wait=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pocketgrid.engine.links import AttemptFailure, ShardOutcome
@@ -66,6 +66,7 @@ class JobRun:
     started: float = 0.0
     finished: float = 0.0
     released_seen: int = 0
+    wire_bytes_per_item: float = 0.0
     revoking: set[int] = field(default_factory=set)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     readings: set[asyncio.Future[list[EncodedShard]]] = field(default_factory=set)
@@ -102,14 +103,18 @@ class JobRun:
         return self.stage in (Stage.ADMITTING, Stage.RUNNING) and not self.spec.suspend
 
     @property
+    def bytes_per_item(self) -> float:
+        """What an item weighs on the wire: as lately measured, or as admission estimated."""
+        assert self.admission is not None
+        return self.wire_bytes_per_item or self.admission.job.bytes_per_item
+
+    @property
     def bytes_per_shard(self) -> float:
         """Estimate of what a shard's inputs weigh."""
-        assert self.admission is not None
-        per_shard = self.machine.grid.per_shard if self.machine is not None else 1
-        return self.admission.job.bytes_per_item * per_shard
+        return self.bytes_per_item * (self.machine.grid.per_shard if self.machine is not None else 1)
 
     async def encode(self, threads: Executor, bounds: Sequence[tuple[int, int]]) -> list[EncodedShard]:
-        """Read and encode the items of several shards in a thread.
+        """Read and encode the items of several shards in a thread, in the narrowest dtypes that lose nothing.
 
         Raises:
             StoreError: the data set cannot be read any more, or not as it was when the job was admitted.
@@ -118,11 +123,14 @@ class JobRun:
         assert self.admission is not None
         encoder = self.admission.encoder
         reading = asyncio.get_running_loop().run_in_executor(
-            threads, lambda: [encoder.encode(start, stop) for start, stop in bounds]
+            threads, lambda: [_narrowed(encoder.encode(start, stop)) for start, stop in bounds]
         )
         self.readings.add(reading)
         reading.add_done_callback(self.readings.discard)
-        return await reading
+        encoded = await reading
+        if rows := sum(shard.rows for shard in encoded):
+            self.wire_bytes_per_item = sum(len(t.data) for shard in encoded for t in shard.inputs) / rows
+        return encoded
 
     async def close_encoder(self) -> None:
         """Close the data set once nobody reads it any more."""
@@ -201,3 +209,9 @@ def failure_event(
 ) -> ev.AttemptFailed:
     """The event for an attempt that failed as a whole."""
     return ev.AttemptFailed(outcome.shard, seq, device, failure.blame_items, failure.reason, failure.message)
+
+
+def _narrowed(shard: EncodedShard) -> EncodedShard:
+    from pocketgrid.storage.narrowing import narrow_tensor
+
+    return replace(shard, inputs=tuple(narrow_tensor(t) for t in shard.inputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "_manifest.json"
+SAMPLE_ITEMS = 64
 
 
 class Lifecycle:
@@ -48,6 +50,7 @@ class Lifecycle:
         self._model_dir = model_dir
         self._take_over = take_over
         self._on_started = on_started
+        self._sampling = ThreadPoolExecutor(1, thread_name_prefix="sample")
         self._models: ModelStore | None = None
 
     async def run_job(self, job: JobRun) -> None:
@@ -95,6 +98,8 @@ class Lifecycle:
         try:
             per_shard = job.recovered.per_shard or job.spec.sharding.items_per_shard
             if per_shard:
+                # A device may report its speed while the cut is being written; it must not choose another.
+                job.planning_cut = True
                 await self._start_machine(job, per_shard)
             self._grid.mark_all()
             self._grid.touch()
@@ -105,13 +110,21 @@ class Lifecycle:
             raise
         await running
 
+    def close(self) -> None:
+        """Let its thread end."""
+        self._sampling.shutdown(wait=False)
+
     async def choose_cut(self, job: JobRun, record: DeviceRecord) -> None:
         """Cut a job whose user left that to the grid, now that `record` has measured itself."""
         assert job.admission is not None
+        items = job.admission.job.items
+        # What an item weighs is best seen on some; if they cannot be read just now, admission's estimate will do.
+        with suppress(StoreError, OSError):
+            await job.encode(self._sampling, [(0, min(items, SAMPLE_ITEMS))])
         per_shard = choose_items_per_shard(
             record.speeds[job.uid],
-            job.admission.job.bytes_per_item,
-            job.admission.job.items,
+            job.bytes_per_item,
+            items,
             sum(r.identity.slots for r in self._grid.fleet.devices.values() if r.presence is Presence.CONNECTED),
         )
         try:

@@ -97,13 +97,14 @@ def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher) -> Explanation 
     if job.stage.terminal or job.stage in (Stage.SUSPENDED, Stage.FINISHING):
         return None
     connected = [r for r in fleet.devices.values() if r.presence is Presence.CONNECTED]
-    if any(dispatcher.eligible(job, r) and not r.draining for r in connected):
+    able = [r for r in connected if dispatcher.eligible(job, r) and not r.draining]
+    if able:
         failed: dict[str, tuple[str, ...]] = {
             str(r.name): (order.message,)
-            for r in connected
+            for r in able
             if (order := r.orders.get(job.uid)) is not None and order.message and not r.ready_for(job.uid)
         }
-        if failed and not any(r.ready_for(job.uid) for r in connected):
+        if len(failed) == len(able):
             return Explanation("ModelLoadFailed", f"no device could load the model: {summarise_reasons(failed)}")
         return None
     reasons = {}

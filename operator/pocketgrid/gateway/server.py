@@ -25,6 +25,12 @@ log = logging.getLogger(__name__)
 STOP_SECONDS = 3.0
 """How long open streams are given to end by themselves when the gateway stops."""
 
+PING_TIMEOUT_MS = 20_000
+"""How long an HTTP/2 ping may stay unanswered. It is silence that finds a half-open link within seconds; this is for
+links that are not listened to at the moment. On a slow line a ping waits behind all that was sent before it, and unlike
+the silence rule gRPC's does not look at what else arrives: if it were short, a phone could never receive a large lease.
+Without this setting `grpc.keepalive_timeout_ms` has no effect on servers (seen with grpcio 1.85; the limit is 60 s)."""
+
 
 class Gateway:
     """A listening gateway. Use as an async context manager.
@@ -65,6 +71,7 @@ class Gateway:
             options=[
                 ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
                 ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+                ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.max_ping_strikes", 0),
                 # A half-open link is one on which no data flows either.

@@ -276,10 +276,10 @@ class JobMachine:
         return [ev.Settle(device, event.shard, event.seq, "refused", "WrongOutputs", event.message)]
 
     def _on_reopened(self, event: ev.ShardsReopened) -> list[ev.JobEffect]:
-        if self.stage is Stage.FINISHING:
-            self.stage = Stage.RUNNING
         for shard in event.shards:
             if self.committed.discard(shard):
+                if self.stage is Stage.FINISHING:
+                    self.stage = Stage.RUNNING
                 self.pending.add(shard)
                 self.released += 1
                 self.counters.rows_done -= self.grid.size(shard)

@@ -27,6 +27,9 @@ from pocketgrid.settings import Settings
 
 REFRESH_SECONDS = 0.25
 
+STUCK_SECONDS = 10.0
+"""An obstacle that has stood for so long stays: here, neither devices nor classes change while a job runs."""
+
 Observer = Callable[[Sequence[JobView], Mapping[DeviceName, DeviceView]], None]
 """Called whenever something has changed, and at least every `REFRESH_SECONDS`."""
 
@@ -58,7 +61,7 @@ def read_plan(path: Path, now: float) -> LocalPlan:
     Raises:
         InvalidSpecError: it cannot be read, or asks for something impossible.
     """
-    jobs = []
+    jobs: list[JobSpec] = []
     classes: dict[str, HardwareClass] = {}
     base = path.resolve().parent
     for body in load_manifest(path):
@@ -69,6 +72,7 @@ def read_plan(path: Path, now: float) -> LocalPlan:
             jobs.append(to_job_spec(body, base=base, uid=_identity(resolve_uris(body, base)), created=now))
     if not jobs:
         raise InvalidSpecError("NoJob", f"{path}: holds no InferenceJob; add one")
+    _check_apart(path, jobs)
     return LocalPlan(tuple(jobs), classes)
 
 
@@ -78,31 +82,54 @@ async def run_plan(
     """Carry out `plan` with `agents`; returns when every job has ended.
 
     Raises:
-        PocketGridError: the gateway cannot start, or no agent stays alive.
+        PocketGridError: the gateway cannot start, no agent stays alive, or none of them can do a job.
     """
     async with (
         Engine(settings.engine, clock, settings.state_dir / "models", nodes_from_facts=True) as engine,
         Gateway(engine, settings.gateway, clock, settings.state_dir / "gateway") as gateway,
-        # Agents take longest to start, so they go first.
+        # Their processes begin to start here, and look at no file of the jobs until they are asked to.
         AgentPool(agents, gateway) as pool,
     ):
         engine.set_classes(plan.classes)
         for spec in plan.jobs:
             engine.submit(spec)
         revision = 0
+        moving = clock.monotonic()
         while True:
             revision = await engine.changed(revision, REFRESH_SECONDS)
             views = [v for spec in plan.jobs if (v := engine.job_view(spec.uid)) is not None]
             devices = engine.device_views()
             observe(views, devices)
-            if all(v.stage.terminal for v in views):
+            waiting = [v for v in views if not v.stage.terminal]
+            if not waiting:
                 return LocalOutcome(tuple(views), devices)
             if pool.all_failed:
-                raise PocketGridError(
-                    f"all {agents.count} agents ended again and again; run with --log-level info to see why"
-                )
+                raise PocketGridError(f"all {agents.count} agents ended again and again: {pool.complaint}")
+            if gateway.sessions + len(pool.failed) < agents.count or not all(v.obstacle for v in waiting):
+                moving = clock.monotonic()
+            elif clock.monotonic() - moving > STUCK_SECONDS:
+                reasons = "; ".join(f"{v.spec.key}: {v.obstacle.message}" for v in waiting if v.obstacle)
+                raise PocketGridError(f"none of the agents here can go on: {reasons}")
             # No faster than a person can see; the jobs need the processor more.
             await asyncio.sleep(REFRESH_SECONDS / 5)
+
+
+def _check_apart(path: Path, jobs: Sequence[JobSpec]) -> None:
+    keys: set[str] = set()
+    outputs: dict[str, str] = {}
+    for job in jobs:
+        if job.suspend:
+            text = f"{path}: {job.key} is suspended and would never end; set suspend to false to run it here"
+            raise InvalidSpecError("Suspended", text, field="spec.suspend")
+        if job.key in keys:
+            text = f"{path}: two jobs are called {job.key}; give each a name of its own"
+            raise InvalidSpecError("DuplicateJob", text, field="metadata.name")
+        other = outputs.get(job.output.uri.rstrip("/"))
+        if other is not None:
+            text = f"{path}: {other} and {job.key} would write into the same folder {job.output.uri}"
+            raise InvalidSpecError("OutputInUse", text, field="spec.output.uri")
+        keys.add(job.key)
+        outputs[job.output.uri.rstrip("/")] = job.key
 
 
 def _identity(body: Mapping[str, object]) -> str:

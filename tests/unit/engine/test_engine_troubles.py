@@ -211,6 +211,28 @@ async def test_failed_rows_of_a_damaged_shard_count_once(tmp_path, make_job, mon
     assert verify(spec.output.uri) == []
 
 
+async def test_a_job_is_cut_once_however_fast_a_device_is_ready(tmp_path, make_job, monkeypatch, caplog) -> None:
+    real = ResultStore.plan
+    written = threading.Event()
+
+    def slow_plan(this, per_shard: int) -> None:
+        assert written.wait(10)
+        real(this, per_shard)
+
+    monkeypatch.setattr(ResultStore, "plan", slow_plan)
+    spec = make_job(100, 10)
+    async with an_engine(tmp_path) as engine:
+        device = FakeDevice(engine, "a")
+        device.attach()
+        engine.submit(spec)
+        await until(engine, lambda: device.identity.name in engine.device_views() and bool(device.orders))
+        await until(engine, lambda: bool(engine.device_views()[device.identity.name].speeds))
+        written.set()
+        view = await job_reaches(engine, spec, Stage.COMPLETE)
+        assert view.items_per_shard == 10
+    assert not [r.message for r in caplog.records if r.levelname == "ERROR"]
+
+
 # ---- what we read ----
 
 

@@ -312,9 +312,9 @@ async def test_while_results_wait_for_room_the_device_is_kept_and_others_go_on(t
         some = pb.Results(job="elsewhere", results=[pb.ShardResult(token=b"t" * 24)])
         async with background(other.beat()):
             await full.say(results=some)
-            # Five times the silence that costs a link: pulses that nobody asked for tell the device to be patient.
+            # Twice the silence that costs a link: pulses that nobody asked for tell the device to be patient.
             loop = asyncio.get_running_loop()
-            end, pulses = loop.time() + 3.0, 0
+            end, pulses = loop.time() + 1.3, 0
             while loop.time() < end:
                 await full.hear_of("pulse")
                 pulses += 1

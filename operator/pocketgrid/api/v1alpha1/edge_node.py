@@ -138,7 +138,8 @@ class EdgeNodeStatus(ApiModel):
     """Shards handed to the device and not yet answered."""
 
     items_done: Count64 | None = None
-    """Items committed from this device since the operator last started."""
+    """Items committed from this device. What an operator that was killed had not yet published is missing; the commit
+    logs of the jobs have exact figures."""
 
     last_seen_time: Time | None = None
     """When the device was last heard from."""
