@@ -9,10 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hack.datasets import DatasetError
 from rich.console import Console
 
 from hack.controlplane import ControlPlane, ControlPlaneError, ensure
+from hack.datasets import DatasetError
 from hack.demo.scenario import run_demo
 from hack.demo.world import DemoError
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.datasets import wordnet_glosses
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hack.controlplane import ControlPlane
+from hack.datasets import wordnet_glosses
 from hack.demo.check import Findings, check_output
 from hack.demo.manifests import JOB, NAMESPACE, Embedding, hardware_classes, inference_job
 from hack.demo.watch import ObjectWatch

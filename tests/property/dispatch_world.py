@@ -202,7 +202,7 @@ class World:
             effects = job.machine.handle(ev.TimePassed(), now)
             for effect in effects:
                 if isinstance(effect, ev.CancelAttempt):
-                    self.grid.fleet.devices[effect.device].set_back(job.uid, now)
+                    self.grid.fleet.devices[effect.device].set_back(job.uid, now, "LeaseExpired")
             self.take(job, effects)
             self.dispatcher.relieve_job(job)
         self.serve_all()

@@ -118,7 +118,7 @@ class GridLife(RuleBasedStateMachine):
             uid, handed = device.queue.pop(0)
             job, record = self.world.grid.jobs[uid], self.world.record(device)
             if not blame:
-                record.set_back(uid, self.world.clock.monotonic())
+                record.set_back(uid, self.world.clock.monotonic(), "OutOfMemory")
             event = ev.AttemptFailed(handed.shard, handed.seq, record.name, blame, "Broken")
             self.world.feed_event(job, event)
             self.world.serve_all()

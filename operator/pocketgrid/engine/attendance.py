@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 
 UNDECIDED = Verdict(accepted=None, reason="Undecided")
 
+OUTCOME_BYTES = 512
+"""What an outcome weighs apart from its tensors, about."""
+
 
 class Attendance:
     """Who is there, and what they bring.
@@ -198,7 +201,7 @@ class Attendance:
         else:
             record.orders[job.uid] = Order(OrderState.READY)
             measured = status.items_per_second or 1.0
-            record.model_speeds[status.model] = measured
+            record.model_speeds[job.spec.model.sha256] = measured
             if job.uid not in record.speeds:
                 record.speeds[job.uid] = SpeedEstimate.measured(measured / record.identity.slots)
             if job.machine is None and not job.planning_cut:
@@ -245,7 +248,7 @@ class Attendance:
         self._lifecycle.apply(job, ev.DeviceGone(record.name, frozenset(genuine)))
         deadline = self._grid.clock.monotonic() + self._grid.settings.lease_minimum_seconds
         for seq, attempt in genuine.items():
-            self._lifecycle.apply(job, ev.AttemptHeld(attempt.shard, seq, record.name, deadline))
+            self._lifecycle.apply(job, ev.AttemptHeld(attempt.shard, seq, record.name, deadline, attempt.finished))
 
     def lose(self, record: DeviceRecord) -> None:
         """Give a device up: its leases go elsewhere."""
@@ -273,7 +276,7 @@ class Attendance:
             if outcome.failed is not None:
                 event: ev.JobEvent = failure_event(outcome, outcome.failed, seq, record.name)
                 if not outcome.failed.blame_items and uid in self._grid.active:
-                    record.set_back(uid, now)
+                    record.set_back(uid, now, f"{outcome.failed.reason}: {outcome.failed.message}")
             elif not job.machine.is_open(outcome.shard):
                 # Superseded whatever it says; not worth reading the shard again.
                 event = ev.ResultJudged(outcome.shard, seq, record.name, UNDECIDED)
@@ -295,7 +298,7 @@ class Attendance:
                     self._learn_speed(job, record, outcome)
                 else:
                     log.warning("rejected job=%s device=%s cause=%s", job.spec.key, record.name, verdict.message)
-                    record.set_back(uid, now)
+                    record.set_back(uid, now, f"{verdict.reason}: {verdict.message}")
             if uid in self._grid.active:
                 record.progress_at[uid] = now
             self._lifecycle.carry_out(job, job.machine.handle(event, now), outbox, outcome)
@@ -338,4 +341,4 @@ class Attendance:
 
 
 def _weight(outcomes: Sequence[ShardOutcome]) -> int:
-    return sum(len(t.data) for o in outcomes for t in o.outputs)
+    return sum(OUTCOME_BYTES + sum(len(t.data) for t in o.outputs) for o in outcomes)

@@ -47,10 +47,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Setback:
-    """Failures of a device at a job since its last success, and until when it is left alone."""
+    """Failures of a device at a job since its last success, until when it is left alone, and why."""
 
     times: int
     until: float
+    why: str
 
 
 @dataclass(slots=True)
@@ -105,7 +106,7 @@ class DeviceRecord:
         setback = self.setbacks.get(job)
         return setback is not None and now < setback.until
 
-    def set_back(self, job: JobUid, now: float) -> None:
+    def set_back(self, job: JobUid, now: float, why: str) -> None:
         """The device failed at a shard of `job`: leave it alone with that job for a while, longer each time."""
         known = self.setbacks.get(job)
         if known is not None and now < known.until:
@@ -113,7 +114,7 @@ class DeviceRecord:
             return
         times = known.times + 1 if known is not None else 1
         pause = min(SETBACK_FIRST_S * 2.0 ** (times - 1), SETBACK_LAST_S)
-        self.setbacks[job] = Setback(times, now + pause)
+        self.setbacks[job] = Setback(times, now + pause, why)
 
 
 class Fleet:

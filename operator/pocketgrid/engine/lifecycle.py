@@ -233,7 +233,7 @@ class Lifecycle:
             if isinstance(effect, ev.CancelAttempt):
                 late = self._grid.fleet.devices.get(effect.device)
                 if late is not None:
-                    late.set_back(job.uid, now)
+                    late.set_back(job.uid, now, "LeaseExpired: it did not answer in time")
         if effects:
             self._carry_out_alone(job, effects)
 

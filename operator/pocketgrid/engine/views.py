@@ -106,6 +106,9 @@ def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher) -> Explanation 
         }
         if len(failed) == len(able):
             return Explanation("ModelLoadFailed", f"no device could load the model: {summarise_reasons(failed)}")
+        sick = {str(r.name): (r.setbacks[job.uid].why,) for r in able if job.uid in r.setbacks}
+        if len(sick) == len(able):
+            return Explanation("DevicesFailing", f"every device fails at it: {summarise_reasons(sick)}")
         return None
     reasons = {}
     for record in fleet.devices.values():

@@ -1,20 +1,13 @@
-"""The operator's own certificate authority, the gateway's certificate, and the join secret.
+"""Makes keys and certificates: the operator's own authority, and the gateway's certificate signed by it.
 
-All three are made once and kept in the state folder: a device is given the authority's certificate and the secret, and
-trusts nothing else. Server certificates are short-lived and made anew at every start, and again before they run out;
-the authority stays.
+Not responsible for keeping them; see `identity`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -22,105 +15,24 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pocketgrid.errors import StoreError
-from pocketgrid.storage.durable import fsync_folder
 
 CA_YEARS = 10
-SERVER_DAYS = 90
 CLOCK_SKEW = dt.timedelta(hours=1)
 """How far a device's clock may run behind ours and still accept a certificate made this moment."""
 
 
-@dataclass(frozen=True, slots=True)
-class GatewayIdentity:
-    """What a gateway proves itself with.
-
-    Attributes:
-        ca_file: the authority's certificate, for devices; PEM.
-        join_secret_file: the shared secret, for devices.
-        renew_at: when a new certificate should take the place of this one.
-    """
-
-    ca_pem: bytes
-    certificate_pem: bytes
-    key_pem: bytes
-    join_secret: str
-    ca_file: Path
-    join_secret_file: Path
-    renew_at: dt.datetime
-    expires_at: dt.datetime
-
-
-def load_identity(folder: Path, names: Sequence[str], now: dt.datetime) -> GatewayIdentity:
-    """The gateway's identity from `folder`, making what is missing.
-
-    Args:
-        folder: private to the operator; made if missing.
-        names: host names and IP addresses under which devices reach the gateway.
-        now: time zone aware.
-
-    Raises:
-        StoreError: the folder cannot be written, what lies there cannot be read, or a name is none.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key_file, ca_file, secret_file = folder / "ca.key", folder / "ca.crt", folder / "join-secret"
-        # The key comes first and is never replaced: whoever loses the race reads what the winner wrote.
-        _create_once(key_file, _pem_key(ec.generate_private_key(ec.SECP256R1())))
-        ca_key = _read_key(key_file)
-        _create_once(ca_file, _make_ca(ca_key, now).public_bytes(serialization.Encoding.PEM))
-        _create_once(secret_file, secrets.token_urlsafe(32).encode() + b"\n")
-        ca = x509.load_pem_x509_certificate(ca_file.read_bytes())
-        secret = secret_file.read_text().strip()
-    except (OSError, ValueError) as exc:
-        raise StoreError(f"cannot read or make the gateway's certificates in {folder}: {exc}") from exc
-    if not secret:
-        raise StoreError(f"{secret_file} is empty; write a secret there, or remove it to have one made")
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _make_server(ca, ca_key, key, names, now)
-    return GatewayIdentity(
-        ca_pem=ca.public_bytes(serialization.Encoding.PEM),
-        certificate_pem=certificate.public_bytes(serialization.Encoding.PEM),
-        key_pem=_pem_key(key),
-        join_secret=secret,
-        ca_file=ca_file,
-        join_secret_file=secret_file,
-        renew_at=now + dt.timedelta(days=SERVER_DAYS / 2),
-        expires_at=certificate.not_valid_after_utc,
-    )
-
-
-def _create_once(path: Path, content: bytes) -> None:
-    # Write aside and link into place: a reader never sees half a file, and an existing one is never replaced.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            path.hardlink_to(temporary)
-            fsync_folder(path.parent)
-    finally:
-        temporary.unlink()
-
-
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise StoreError(f"{path} holds no elliptic-curve key")
-    return key
-
-
-def _pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
+def make_key() -> bytes:
+    """A new private key; PEM."""
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
-def _make_ca(key: ec.EllipticCurvePrivateKey, now: dt.datetime) -> x509.Certificate:
+def make_authority(key_pem: bytes, now: dt.datetime) -> bytes:
+    """The certificate of an authority that signs with that key; PEM. Raises ValueError for what is no key."""
+    key = _read_key(key_pem)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "PocketGrid device authority")])
-    return (
+    certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -133,23 +45,33 @@ def _make_ca(key: ec.EllipticCurvePrivateKey, now: dt.datetime) -> x509.Certific
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _make_server(
-    ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
-    key: ec.EllipticCurvePrivateKey,
-    names: Sequence[str],
-    now: dt.datetime,
-) -> x509.Certificate:
-    return (
+def make_server(
+    ca_pem: bytes, ca_key_pem: bytes, key_pem: bytes, names: Sequence[str], now: dt.datetime, days: int
+) -> bytes:
+    """A gateway's certificate; PEM.
+
+    Args:
+        key_pem: the gateway's own key.
+        names: host names and IP addresses it is good for.
+
+    Raises:
+        StoreError: a name is neither, or the authority's key is not that of its certificate.
+        ValueError: something is no key or no certificate.
+    """
+    ca, ca_key, key = x509.load_pem_x509_certificate(ca_pem), _read_key(ca_key_pem), _read_key(key_pem)
+    if ca.public_key() != ca_key.public_key():
+        raise StoreError("ca.key is not the key of ca.crt; restore both from one backup, or remove both and enrol anew")
+    certificate = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "PocketGrid gateway")]))
         .issuer_name(ca.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + dt.timedelta(days=SERVER_DAYS))
+        .not_valid_after(now + dt.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName([_general_name(n) for n in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
@@ -157,6 +79,14 @@ def _make_server(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _read_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("a private key is no elliptic-curve key")
+    return key
 
 
 def _general_name(name: str) -> x509.GeneralName:

@@ -14,7 +14,7 @@ from grpc import aio
 from pocketgrid.clock import Clock
 from pocketgrid.engine.engine import Engine
 from pocketgrid.errors import StoreError
-from pocketgrid.gateway.certificates import GatewayIdentity, load_identity
+from pocketgrid.gateway.identity import GatewayIdentity, load_identity
 from pocketgrid.gateway.servicer import Servicer
 from pocketgrid.settings import GatewaySettings
 from pocketgrid.wire.framing import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS

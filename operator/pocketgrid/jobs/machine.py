@@ -235,7 +235,9 @@ class JobMachine:
         shard, seq, device = event.shard, event.seq, event.device
         if seq in self.attempts:
             return []
-        if self.stage not in (Stage.RUNNING, Stage.SUSPENDED) or shard in self.committed or shard in self._committing:
+        # While a job is suspended nobody works for it, but what is finished is finished.
+        wanted = self.stage is Stage.RUNNING or (self.stage is Stage.SUSPENDED and event.finished)
+        if not wanted or shard in self.committed or shard in self._committing:
             return [ev.CancelAttempt(device, shard, seq)]
         if any(self.attempts[other].device == device for other in self._by_shard.get(shard, ())):
             return [ev.CancelAttempt(device, shard, seq)]

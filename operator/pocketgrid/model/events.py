@@ -58,12 +58,17 @@ class AttemptsReturned:
 
 @dataclass(frozen=True, slots=True)
 class AttemptHeld:
-    """A device came back with an attempt of an earlier session that it still works on or has finished."""
+    """A device came back with an attempt of an earlier session that it still works on or has finished.
+
+    Attributes:
+        finished: its result follows.
+    """
 
     shard: int
     seq: AttemptSeq
     device: DeviceName
     deadline: float
+    finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,9 @@ MAX_FRAGMENTS = -(-MESSAGE_BYTES // FRAGMENT_BYTES) * 4
 
 KEEPALIVE_TIME_MS = 5_000
 KEEPALIVE_TIMEOUT_MS = 4_000
-"""HTTP/2 pings find a half-open link within 9 s. The gateway must allow pings this frequent
+"""HTTP/2 pings of the channel's side. They keep NAT mappings open and end dead connections; what finds a half-open link
+within 10 s on both sides is the silence limit of the session, because a ping waits behind data that is already on its
+way, and gRPC's servers go by a ping time-out of their own. The gateway must allow pings this frequent
 (`grpc.http2.min_recv_ping_interval_without_data_ms`), or gRPC closes the connection with "too many pings"."""
 
 AUTHORIZATION_KEY = "authorization"

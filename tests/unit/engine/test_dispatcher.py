@@ -63,16 +63,16 @@ def test_max_nodes_stays_with_the_devices_that_have_the_model() -> None:
 
 def test_max_nodes_holds_near_the_end_too() -> None:
     world = World()
-    job = world.add_job("job", items=40, max_nodes=1)
-    other = world.add_job("other", items=4000)
-    slow = world.add_device("slow", 5.0)
+    job = world.add_job("job", items=3, lease_seconds=30.0, max_nodes=1)
+    slow = world.add_device("slow", 0.5)
     world.run(2)
     for index in range(3):
-        world.add_device(f"fast{index}", 100.0)
+        guest = world.record(world.add_device(f"fast{index}", 100.0))
+        guest.orders[job.uid] = Order(OrderState.READY)
+        guest.speeds[job.uid] = SpeedEstimate.measured(100.0)
     while job.stage is Stage.RUNNING:
         world.run(0.25)
         assert len(job.machine.by_device) <= 1
-    assert other.machine.committed
     assert slow.identity.name in world.handed[job.uid]
 
 
@@ -133,7 +133,7 @@ def test_one_sick_device_does_not_starve_the_healthy() -> None:
         while sick.queue:
             uid, handed = sick.queue.pop(0)
             fail_at += 1
-            world.record(sick).set_back(uid, world.clock.monotonic())
+            world.record(sick).set_back(uid, world.clock.monotonic(), "OutOfMemory")
             world.feed_event(job, ev.AttemptFailed(handed.shard, handed.seq, sick.identity.name, False, "Broken"))
             world.dispatcher.serve(world.record(sick))
         world.run(0.25)
@@ -213,6 +213,44 @@ def test_a_helper_is_not_kept_waiting_for_a_device_that_is_away() -> None:
     helper = world.add_device("helper", 100.0)
     world.run(0.5)
     assert helper.identity.name in world.handed[job.uid], "what was begun there is raced at once"
+
+
+def test_what_was_asked_back_from_one_device_can_be_asked_back_from_the_next() -> None:
+    from pocketgrid.model.view import Presence
+
+    world = World()
+    job = world.add_job("job", items=60, lease_seconds=60.0)
+    first = world.add_device("first", 1.0)
+    world.run(2)
+    held = [h.shard for _, h in first.queue]
+    job.revoking.update(held)
+    record = world.record(first)
+    record.link, record.presence = None, Presence.LOST
+    record.orders.clear()
+    world.feed_event(job, ev.DeviceGone(record.name))
+    world.add_device("second", 1.0)
+    world.run(2)
+    assert not job.revoking & {a.shard for a in job.machine.attempts_of(world.devices["second"].identity.name)}
+    world.add_device("third", 1.0)
+    world.run(45)
+    assert job.stage is Stage.COMPLETE, "two devices share what is left"
+
+
+def test_no_copies_are_made_while_the_job_pauses() -> None:
+    world = World()
+    job = world.add_job("job", items=1, lease_seconds=60.0)
+    world.add_device("slow", 0.1)
+    world.run(1)
+    assert not job.machine.pending
+    job.paused_until = world.clock.monotonic() + 5
+    helper = world.add_device("helper", 100.0)
+    record = world.record(helper)
+    record.orders[job.uid] = Order(OrderState.READY)
+    record.speeds[job.uid] = SpeedEstimate.measured(100.0)
+    world.run(3)
+    assert not world.handed[job.uid] - {"slow"}
+    world.run(5)
+    assert helper.identity.name in world.handed[job.uid]
 
 
 def test_idle_devices_of_a_large_fleet_are_looked_at_in_turn() -> None:

@@ -256,6 +256,16 @@ async def test_trouble_of_a_device_never_counts_against_a_shard(tmp_path, make_j
         sick.attach()
         engine.submit(spec)
         await until(engine, lambda: len(sick.computed) > 4)
+
+        def shown() -> bool:
+            view = engine.job_view(spec.uid)
+            return view is not None and view.obstacle is not None and view.obstacle.reason == "DevicesFailing"
+
+        await until(engine, shown)
+        view = engine.job_view(spec.uid)
+        assert view is not None
+        assert view.obstacle is not None
+        assert "OutOfMemory: too big" in view.obstacle.message
         FakeDevice(engine, "well", items_per_second=100_000).attach()
         view = await job_reaches(engine, spec, Stage.COMPLETE)
         assert view.items_failed == 0

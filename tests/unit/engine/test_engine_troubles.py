@@ -63,7 +63,9 @@ async def test_while_results_cannot_be_written_the_job_says_so_and_hands_out_not
         engine.submit(spec)
         view = await job_in_trouble(engine, spec, "StorageFailed")
         assert "no space left" in view.trouble.message
-        await until(engine, lambda: not device.queue)
+        machine = engine._grid.jobs[spec.uid].machine
+        assert machine is not None
+        await until(engine, lambda: not machine.attempts)  # all that was cut before the trouble is sent and answered
         leases = device.leases
         FakeDevice(engine, "b").attach()
         await until(engine, lambda: full.raised >= 3)

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 
 from pocketgrid.clock import SystemClock
 from pocketgrid.engine.engine import Engine
-from pocketgrid.gateway.certificates import GatewayIdentity
+from pocketgrid.gateway.identity import GatewayIdentity
 from pocketgrid.gateway.server import Gateway
 from pocketgrid.model.ids import JobUid, ModelDigest
 from pocketgrid.model.job import (

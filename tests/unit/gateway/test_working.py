@@ -12,6 +12,7 @@ from pocketgrid.engine.links import LeasedShard
 from pocketgrid.errors import StoreError
 from pocketgrid.gateway import certificates
 from pocketgrid.gateway.convert import read_hello
+from pocketgrid.gateway.identity import SERVER_DAYS
 from pocketgrid.gateway.server import Gateway
 from pocketgrid.gateway.session import DeviceSession
 from pocketgrid.model.ids import DeviceName, JobUid, LeaseId
@@ -396,13 +397,37 @@ async def test_a_port_in_use_is_named(tmp_path) -> None:
 async def test_keys_and_secret_are_for_their_owner_only_and_stay(tmp_path) -> None:
     async with a_grid(tmp_path) as grid:
         folder = tmp_path / "gateway"
-        assert {p.name for p in folder.iterdir()} == {"ca.key", "ca.crt", "join-secret"}
+        assert {p.name for p in folder.iterdir()} == {"ca.key", "ca.crt", "join-secret", "server.json"}
         assert folder.stat().st_mode & 0o777 == 0o700
         assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600}
         first = grid.identity
     async with a_grid(tmp_path) as grid:
-        assert (grid.identity.ca_pem, grid.identity.join_secret) == (first.ca_pem, first.join_secret)
-        assert grid.identity.certificate_pem != first.certificate_pem
+        assert grid.identity == first
+    async with a_grid(tmp_path, server_names=("127.0.0.1", "grid.example")) as grid, Device(grid) as device:
+        assert grid.identity.ca_pem == first.ca_pem
+        assert grid.identity.certificate_pem != first.certificate_pem, "it is for other names"
+        await device.attach()
+
+
+async def test_damaged_certificates_are_made_anew_or_named(tmp_path) -> None:
+    async with a_grid(tmp_path):
+        pass
+    folder = tmp_path / "gateway"
+    (folder / "server.json").write_text('{"made_at": 1')
+    async with a_grid(tmp_path) as grid, Device(grid) as device:
+        await device.attach()
+    (folder / "server.json").unlink()
+    (folder / "ca.key").write_bytes(certificates.make_key())
+    with pytest.raises(StoreError, match="not the key of"):
+        Gateway(None, GatewaySettings(), SystemClock(), folder)
+    (folder / "ca.key").write_bytes(b"no key")
+    with pytest.raises(StoreError, match="cannot read or make"):
+        Gateway(None, GatewaySettings(), SystemClock(), folder)
+    (folder / "join-secret").write_text("")
+    (folder / "ca.key").unlink()
+    (folder / "ca.crt").unlink()
+    with pytest.raises(StoreError, match="join-secret is empty"):
+        Gateway(None, GatewaySettings(), SystemClock(), folder)
 
 
 async def test_an_operator_may_outlive_its_certificate(tmp_path, monkeypatch) -> None:
@@ -413,20 +438,20 @@ async def test_an_operator_may_outlive_its_certificate(tmp_path, monkeypatch) ->
             return super().wall() + self.days * 86400
 
     made = []
-    whole = certificates._make_server
+    whole = certificates.make_server
 
     def make(*arguments):
         made.append(whole(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(certificates, "_make_server", make)
+    monkeypatch.setattr(certificates, "make_server", make)
     async with a_grid(tmp_path) as grid:
         clock = Leaping()
         grid.gateway._clock = clock
         async with Device(grid) as device:
             await device.attach()
         assert len(made) == 1
-        clock.days = certificates.SERVER_DAYS - 1
+        clock.days = SERVER_DAYS - 1
         # A device's clock has not leapt, so it refuses the new certificate as not yet valid: the proof that it got it.
         async with Device(grid) as device:
             with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)):

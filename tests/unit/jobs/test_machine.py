@@ -253,3 +253,13 @@ def test_nothing_grows_with_the_number_of_shards_done() -> None:
     left = (machine.attempts, machine.by_device, machine._by_shard, machine._committing, machine._committing_device)
     assert not any((*left, machine._blame))
     assert list(machine.committed.runs()) == [(0, 10_000)]
+
+
+@pytest.mark.parametrize("finished", [pytest.param(True, id="finished"), pytest.param(False, id="still at work")])
+def test_while_suspended_only_finished_attempts_of_earlier_sessions_are_wanted(finished: bool) -> None:
+    machine = JobMachine(ShardGrid(10, 5), Epoch(2), Limits())
+    machine.start(0.0, suspended=True)
+    effects = machine.handle(ev.AttemptHeld(0, OLD, ADA, 30.0, finished=finished), 1.0)
+    assert bool(machine.attempts) is finished
+    assert effects == ([] if finished else [ev.CancelAttempt(ADA, 0, OLD)])
+    machine.validate()

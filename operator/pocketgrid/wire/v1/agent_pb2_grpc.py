@@ -5,7 +5,7 @@ import warnings
 
 from pocketgrid.wire.v1 import agent_pb2 as pocketgrid_dot_wire_dot_v1_dot_agent__pb2
 
-GRPC_GENERATED_VERSION = '1.80.0'
+GRPC_GENERATED_VERSION = '1.80.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
