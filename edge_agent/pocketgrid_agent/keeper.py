@@ -24,6 +24,10 @@ GROUP_SECONDS = 0.010
 GROUP_BYTES = 256 << 10
 """A group is written when it is so old or so large, or at once when no shard is being computed."""
 
+FORGET_SECONDS = 1.0
+"""How long results that need not be kept any more stay in the journal of a busy device, unless something else is
+written sooner."""
+
 FRESH_BYTES = 32 << 20
 """Bodies kept in memory beside the journal, so that sending need not read them back; the oldest leave first."""
 
@@ -81,8 +85,16 @@ class ResultKeeper:
             return
         if (self._entries or self._copies) and (idle or self._group_bytes >= GROUP_BYTES):
             self._write()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(GROUP_SECONDS, self._write)
+        else:
+            self._write_within(GROUP_SECONDS if idle or self._entries or self._copies else FORGET_SECONDS)
+
+    def _write_within(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self._write)
 
     async def results(self, job: str, tokens: Sequence[Token]) -> AsyncIterator[pb.Results]:
         """Messages with the results of `tokens`, each of about `GROUP_BYTES` or one result; settled ones are left out.

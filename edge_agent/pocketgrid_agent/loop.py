@@ -27,6 +27,7 @@ from pocketgrid_agent.keeper import ResultKeeper
 from pocketgrid_agent.link import Link
 from pocketgrid_agent.machine import Held, Limits, Machine
 from pocketgrid_agent.models import Preparation
+from pocketgrid_agent.pacing import DeliveryPacer
 from pocketgrid_agent.runtime import Engine, OnnxRuntime
 from pocketgrid_agent.settings import Settings
 from pocketgrid_agent.stream import Target
@@ -73,6 +74,9 @@ class Agent:
         self._machine.restore(
             Held(s.job, s.shard, s.token, result_bytes=s.body_bytes, failed=s.failed) for s in journal.summaries()
         )
+        self._pacer = DeliveryPacer()
+        self._outgoing: dict[str, list[Token]] = {}
+        self._delivery: asyncio.TimerHandle | None = None
         self._keeper = ResultKeeper(journal, lambda tokens: self._handle(ev.Journaled(tokens)))
         self._pool = ComputePool(settings.slots, self._wake_up)
         self._link = Link(target, self, backoff)
@@ -279,7 +283,27 @@ class Agent:
             log.debug("event %s", event)
         for effect in self._machine.handle(event):
             self._carry_out(effect, finished)
-        self._keeper.write_soon(idle=not self._machine.running)
+        idle = not self._machine.running
+        self._keeper.write_soon(idle=idle)
+        self._deliver_soon(idle=idle)
+
+    def _deliver_soon(self, *, idle: bool) -> None:
+        if not self._outgoing:
+            return
+        wait = self._pacer.wait(self._loop.time(), idle=idle)
+        if not wait:
+            self._deliver()
+        elif self._delivery is None:
+            self._delivery = self._loop.call_later(wait, self._deliver)
+
+    def _deliver(self) -> None:
+        if self._delivery is not None:
+            self._delivery.cancel()
+            self._delivery = None
+        outgoing, self._outgoing = self._outgoing, {}
+        for job, tokens in outgoing.items():
+            self._link.send_results(job, tokens)
+        self._pacer.sent(self._loop.time())
 
     def _carry_out(self, effect: ev.Effect, finished: Entry | None) -> None:
         match effect:
@@ -293,7 +317,8 @@ class Agent:
                 result = self._machine.held[new]
                 self._keeper.reissue(result.job, result.shard, old, new)
             case ev.Deliver(job, tokens):
-                self._link.send_results(job, tokens)
+                self._outgoing.setdefault(job, []).extend(tokens)
+                self._pacer.finished(self._loop.time())
             case ev.Forget(tokens):
                 self._keeper.forget(tokens)
             case ev.Abandon(tokens):

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.planning.dispatch import (
+    SHARD_BYTES,
+    SHARD_SECONDS,
     DeviceLoad,
     Grant,
     JobDemand,
@@ -132,8 +134,8 @@ def test_an_idle_device_is_never_left_without_work(load: DeviceLoad, job: JobDem
 def test_the_cut_is_a_cut(speed: SpeedEstimate, weight: float, items: int, slots: int) -> None:
     per_shard = choose_items_per_shard(speed, weight, items, slots)
     assert per_shard >= 1
-    assert per_shard == 1 or per_shard * weight <= 768 * 1024
-    assert per_shard == 1 or per_shard <= speed.items_per_second * 0.1 * (1 + 1e-9)
+    assert per_shard == 1 or per_shard * weight <= SHARD_BYTES
+    assert per_shard == 1 or per_shard <= speed.items_per_second * SHARD_SECONDS * (1 + 1e-9)
 
 
 @st.composite

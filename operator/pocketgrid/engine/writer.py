@@ -164,7 +164,7 @@ class CommitWriter:
             self._room.set()
         self._on_committed(group, committed)
         # Between groups, so that no acknowledgement waits for more than the writing of one part.
-        if await self._persist(loop, self._store.seal) == 0:
+        if self._store.has_ready_part and await self._persist(loop, self._store.seal) == 0:
             await self._tell_reopened(loop)
 
     def _store_finish(self) -> Manifest | None:

@@ -111,7 +111,7 @@ async def run_plan(
                 reasons = "; ".join(f"{v.spec.key}: {v.obstacle.message}" for v in waiting if v.obstacle)
                 raise PocketGridError(f"none of the agents here can go on: {reasons}")
             # No faster than a person can see; the jobs need the processor more.
-            await asyncio.sleep(REFRESH_SECONDS / 5)
+            await asyncio.sleep(REFRESH_SECONDS / 2)
 
 
 def _check_apart(path: Path, jobs: Sequence[JobSpec]) -> None:

@@ -8,13 +8,24 @@ and Kuck 1987, weighted by speed), so that devices of very different speed finis
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.planning.speed import SpeedEstimate
 
 _ROUNDING = 1e-9
+
+SHARD_SECONDS = 0.25
+"""Computing time of a shard. Much shorter, and coordination shows: with a model that fills the caches, every wake-up of
+another thread is slow, and rows of a shard have fewer others of their length to share a micro-batch with. Much longer,
+and a slow device holds up the end of a job, and a lost one loses more."""
+
+SHARD_BYTES = 768 << 10
+"""Weight of a shard's inputs, so that it fits into one message of the wire."""
+
+SHARDS_PER_SLOT = 16
+"""At least so many, so that fast and slow devices can share a small job by speed."""
 
 REFILL_BELOW = 0.5
 """A device asks for more when less than this share of a full lease is left: early enough to hide a round trip."""
@@ -160,25 +171,16 @@ def _room(load: DeviceLoad, demand: JobDemand) -> int:
     return math.floor(room)
 
 
-def choose_items_per_shard(
-    speed: SpeedEstimate,
-    bytes_per_item: float,
-    items: int,
-    slots: int,
-    limits: Mapping[str, float] | None = None,
-) -> int:
+def choose_items_per_shard(speed: SpeedEstimate, bytes_per_item: float, items: int, slots: int) -> int:
     """Cut for a job whose user left it to the grid, from the first device that measured itself.
 
-    A shard is 100 ms of computing: enough that the half millisecond of coordination is lost in it, little enough to
-    lose. It is at most 768 KiB, so that a shard is one message, and there are at least 16 shards for each device of a
-    small fleet to share, if there are so many items.
+    Bounded by computing time, by weight, and so that there are `SHARDS_PER_SLOT` for each slot of the fleet to share,
+    if there are so many items.
     """
-    target_s = (limits or {}).get("target_s", 0.1)
-    max_bytes = (limits or {}).get("max_bytes", 768 * 1024)
-    by_time = speed.items_per_second * target_s
-    by_bytes = max_bytes / max(bytes_per_item, 1e-9)
-    by_count = items / (16 * max(slots, 1))
-    return max(1, math.floor(min(by_time, by_bytes, max(by_count, 1.0))))
+    by_time = speed.items_per_second * SHARD_SECONDS
+    by_bytes = SHARD_BYTES / max(bytes_per_item, 1e-9)
+    by_count = max(items / (SHARDS_PER_SLOT * max(slots, 1)), 1.0)
+    return max(1, math.floor(min(by_time, by_bytes, by_count)))
 
 
 def _rank(load: DeviceLoad, demand: JobDemand) -> tuple[bool, int, int, float, str]:

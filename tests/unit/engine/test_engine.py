@@ -117,7 +117,7 @@ async def test_the_grid_chooses_the_cut_from_a_measured_speed(tmp_path, make_job
         FakeDevice(engine, "a", items_per_second=2000).attach()
         engine.submit(spec)
         view = await job_reaches(engine, spec, Stage.COMPLETE)
-        assert view.items_per_shard == 200
+        assert view.items_per_shard == 312, "a sixteenth of the data set, which is less than a quarter of a second"
     check_output(spec, 5000)
 
 

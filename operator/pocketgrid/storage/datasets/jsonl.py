@@ -28,6 +28,9 @@ from pocketgrid.storage.reasons import ItemReason, Refusal
 
 _SAMPLE_LINES = 256
 _SAMPLE_BYTES = 4 << 20
+_SMALLEST_ARROW_BLOCK = 8 << 10
+"""Below it, Python's parser is done before Arrow has begun."""
+
 _LARGEST_ARROW_BLOCK = 1 << 30
 """Arrow keeps the size of a block in 32 bits."""
 
@@ -111,6 +114,8 @@ class JsonLines:
         if not infos or any(i.dtype == OTHER for i in infos) or not len(block) or not bool(lengths.all()):
             return None
         data = block.data
+        if len(data) < _SMALLEST_ARROW_BLOCK:
+            return None
         raw = np.frombuffer(data, np.uint8)
         braces = (raw[block.starts] == ord("{")) & (raw[block.stops - 1] == ord("}"))
         if not bool(braces.all()) or len(data) > _LARGEST_ARROW_BLOCK:

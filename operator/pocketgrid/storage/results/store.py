@@ -282,6 +282,11 @@ class ResultStore:
         return 0
 
     @property
+    def has_ready_part(self) -> bool:
+        """Whether `seal` has something to do."""
+        return self._log.state.ready_part() is not None
+
+    @property
     def has_reopened(self) -> bool:
         """Whether `take_reopened` has something to tell."""
         return bool(self._reopened)
