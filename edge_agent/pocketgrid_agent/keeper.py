@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 GROUP_SECONDS = 0.010
 GROUP_BYTES = 256 << 10
-"""A group is written when it is so old or so large, or at once when no shard is being computed."""
+"""A group is written when it is so old or so large, or at once when the last was written longer ago than that or when
+no shard is being computed."""
 
 FORGET_SECONDS = 1.0
 """How long results that need not be kept any more stay in the journal of a busy device, unless something else is
@@ -55,6 +56,7 @@ class ResultKeeper:
         self._writing: asyncio.Future[None] | None = None
         self._complained = False
         self._idle = True
+        self._written_at = float("-inf")
 
     def keep(self, entry: Entry) -> None:
         """Write a result soon."""
@@ -83,7 +85,9 @@ class ResultKeeper:
         self._idle = idle
         if self._writing is not None or not (self._entries or self._copies or self._forget):
             return
-        if (self._entries or self._copies) and (idle or self._group_bytes >= GROUP_BYTES):
+        # A result that comes long after the last one has nobody to share a transaction with.
+        alone = asyncio.get_running_loop().time() - self._written_at >= GROUP_SECONDS
+        if (self._entries or self._copies) and (idle or alone or self._group_bytes >= GROUP_BYTES):
             self._write()
         else:
             self._write_within(GROUP_SECONDS if idle or self._entries or self._copies else FORGET_SECONDS)
@@ -150,6 +154,7 @@ class ResultKeeper:
         future = asyncio.get_running_loop().run_in_executor(self._thread, self._write_group, entries, copies, forget)
         tokens = tuple(e.token for e in entries) + tuple(entry.token for entry, _ in copies)
         self._writing = asyncio.ensure_future(future)
+        self._written_at = asyncio.get_running_loop().time()
         self._writing.add_done_callback(lambda done: self._written(done, entries, tokens))
 
     def _write_group(self, entries: list[Entry], copies: list[tuple[Entry, Token]], forget: list[Token]) -> None:

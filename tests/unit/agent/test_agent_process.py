@@ -401,7 +401,8 @@ async def test_a_gateway_that_drains_gets_its_results_and_a_new_stream(peer: Gat
     await agent.start()
     stream = await attached(peer)
     await ready(stream, peer, SLOW)
-    await lease(stream, slow_shard(0, items=500), slow_shard(1))
+    # Long enough to be still under way when the drain arrives, on whatever machine.
+    await lease(stream, slow_shard(0, items=6000), slow_shard(1))
     await until(lambda: any(h.running_shards == 1 for h in stream.of("heartbeat")), "a running shard")
     await stream.send(drain=pb.Drain(reason="OperatorStopping"))
     again = await attached(peer, 2)

@@ -1,0 +1,19 @@
+"""One module per measurement, and the list of all.
+
+A new measurement is a module with a `MEASUREMENT`, and its name in `ALL`. Several figures may come out of the same
+runs: what is measured together is comparable.
+"""
+
+from hack.bench.measurements import agent_loss, apply, embedding, mlp, start
+from hack.bench.measurements.base import Conditions, Measurement
+
+__all__ = ["ALL", "Conditions", "Measurement"]
+
+ALL: tuple[Measurement, ...] = (
+    embedding.MEASUREMENT,
+    mlp.FIXED,
+    mlp.AUTOMATIC,
+    start.MEASUREMENT,
+    apply.MEASUREMENT,
+    agent_loss.MEASUREMENT,
+)
