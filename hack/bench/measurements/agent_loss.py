@@ -34,7 +34,7 @@ RELEASE = Definition(
     goal=3.0,
     at_least=False,
     meaning="SIGKILL of one of two agents in the middle of a job, until its shards are handed to the other",
-    origin="promise 4 of the design: a device that stops answering costs seconds",
+    origin="a device that stops answering costs seconds, not minutes",
 )
 
 

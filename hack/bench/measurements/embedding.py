@@ -18,7 +18,7 @@ EFFICIENCY = Definition(
     at_least=True,
     meaning="Items per second of two one-thread agents over two bare onnxruntime processes: 6,000 WordNet glosses, "
     "MiniLM int8, 32-row shards, micro-batches of 8",
-    origin="what is lost to coordination should not show; stretch 0.97, and 0.98 is what a bare coordinator reached here",
+    origin="what is lost to coordination should not show; stretch 0.97, and a bare coordinator reached 0.98",
 )
 
 COORDINATOR = Definition(
