@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pocketgrid.engine.dispatcher import Dispatcher
 from pocketgrid.engine.fleet import DeviceRecord, Fleet
 from pocketgrid.engine.grid import Grid
@@ -37,12 +39,8 @@ def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher) -> JobView:
     if machine is None:
         return view
     counters = machine.counters
-    return JobView(
-        spec=view.spec,
-        stage=view.stage,
-        explanation=view.explanation,
-        obstacle=view.obstacle,
-        trouble=view.trouble,
+    return replace(
+        view,
         items=machine.grid.items,
         items_done=counters.rows_done,
         items_failed=counters.rows_failed,
@@ -51,10 +49,7 @@ def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher) -> JobView:
         shards_done=len(machine.committed),
         shards_active=machine.shards_active,
         completed_text=machine.committed.to_text(limit=grid.settings.completed_text_limit),
-        devices=by_class,
         throughput=job.rate.rate(grid.clock.monotonic()) if machine.stage is Stage.RUNNING else _mean_rate(job),
-        started=view.started,
-        finished=view.finished,
         attempts_lost=counters.attempts_lost,
         copies=counters.copies,
         duplicates=counters.duplicates,

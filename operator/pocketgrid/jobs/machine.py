@@ -87,7 +87,7 @@ class JobMachine:
     _by_shard: dict[int, list[AttemptSeq]] = field(default_factory=dict)
     _committing: dict[int, AttemptSeq] = field(default_factory=dict)
     _committing_device: dict[int, DeviceName] = field(default_factory=dict)
-    _blame: dict[int, int] = field(default_factory=dict)
+    _blame: dict[int, set[AttemptSeq]] = field(default_factory=dict)
     _deadlines: list[tuple[float, AttemptSeq]] = field(default_factory=list)
     _next_attempt: int = 0
     _next_lease: int = 0
@@ -214,8 +214,10 @@ class JobMachine:
         if not known:
             # Told again after a reconnect, or long after the shard went elsewhere: one execution is blamed once.
             return [settled]
-        blamed = self._blame.get(shard, 0) + 1
-        self._blame[shard] = blamed
+        # By number, because a device that has not heard of the settlement comes back with the same failure.
+        executions = self._blame.setdefault(shard, set())
+        executions.add(seq)
+        blamed = len(executions)
         if blamed <= self.limits.backoff_limit_per_shard:
             return [settled]
         effects = self._drop_others(shard, seq)

@@ -263,3 +263,18 @@ def test_while_suspended_only_finished_attempts_of_earlier_sessions_are_wanted(f
     assert bool(machine.attempts) is finished
     assert effects == ([] if finished else [ev.CancelAttempt(ADA, 0, OLD)])
     machine.validate()
+
+
+def test_a_failure_told_again_after_a_reconnect_is_not_held_against_the_shard_twice() -> None:
+    machine = JobMachine(ShardGrid(5, 5), Epoch(2), Limits(backoff_limit_per_shard=1))
+    machine.start(0.0, suspended=False)
+    cut = machine.hand_out(ADA, 1, 0.0, 30.0)
+    assert cut is not None
+    (handed,) = cut.shards
+    failed = ev.AttemptFailed(0, handed.seq, ADA, blame_items=True, reason="EngineError")
+    for _ in range(5):
+        effects = machine.handle(failed, 1.0)
+        assert effects == [ev.Settle(ADA, 0, handed.seq, "superseded")]
+        machine.handle(ev.AttemptHeld(0, handed.seq, ADA, 30.0, finished=True), 2.0)
+    assert not machine.committed
+    machine.validate()

@@ -132,7 +132,7 @@ def test_a_device_with_nothing_is_always_hungry_and_a_full_one_never() -> None:
 @pytest.mark.parametrize(
     ("speed", "weight", "items", "slots", "per_shard"),
     [
-        pytest.param(1000.0, 100.0, 10**6, 1, 100, id="a tenth of a second"),
+        pytest.param(1000.0, 100.0, 10**6, 1, 250, id="a quarter of a second"),
         pytest.param(1e6, 1000.0, 10**6, 1, 786, id="at most 768 KiB"),
         pytest.param(1000.0, 100.0, 160, 1, 10, id="at least 16 for each slot"),
         pytest.param(1000.0, 100.0, 5, 4, 1, id="but never less than one item"),
