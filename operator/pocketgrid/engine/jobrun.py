@@ -71,7 +71,6 @@ class JobRun:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     readings: set[asyncio.Future[list[EncodedShard]]] = field(default_factory=set)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    first_commit: float = 0.0
 
     @property
     def uid(self) -> JobUid:

@@ -167,8 +167,6 @@ class Lifecycle:
             return
         now = self._grid.clock.monotonic()
         outbox = Outbox(job.uid, job.mint)
-        if not job.first_commit:
-            job.first_commit = self._grid.clock.wall()
         refused = dict(committed.refused)
         for commit in group:
             if commit.shard in refused:

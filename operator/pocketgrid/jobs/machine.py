@@ -57,7 +57,6 @@ class JobCounters:
     attempts_lost: int = 0
     copies: int = 0
     duplicates: int = 0
-    rejected: int = 0
 
 
 @dataclass(slots=True)
@@ -193,7 +192,6 @@ class JobMachine:
             self.counters.duplicates += 1
             return [ev.Settle(device, shard, seq, "superseded")]
         if event.verdict.accepted is not True:
-            self.counters.rejected += 1
             self._release(seq, of=device)
             verdict = event.verdict
             return [ev.Settle(device, shard, seq, "refused", verdict.reason or "Undecided", verdict.message)]
@@ -276,7 +274,6 @@ class JobMachine:
         device = self._committing_device.pop(event.shard)
         self.pending.add(event.shard)
         self.released += 1
-        self.counters.rejected += 1
         return [ev.Settle(device, event.shard, event.seq, "refused", "WrongOutputs", event.message)]
 
     def _on_reopened(self, event: ev.ShardsReopened) -> list[ev.JobEffect]:

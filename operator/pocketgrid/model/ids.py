@@ -31,8 +31,3 @@ def attempt_seq(epoch: Epoch, counter: int) -> AttemptSeq:
     if not 0 <= counter < 1 << 32 or not 0 <= epoch < 1 << 31:
         raise ValueError(f"attempt counter {counter} or epoch {epoch} out of range")
     return AttemptSeq((epoch << 32) | counter)
-
-
-def epoch_of(seq: AttemptSeq) -> Epoch:
-    """The epoch in which an attempt was handed out."""
-    return Epoch(seq >> 32)
