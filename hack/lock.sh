@@ -4,10 +4,17 @@
 set -eu
 cd "$(dirname "$0")/.."
 uv=${UV:-.venv/bin/uv}
-"$uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-    --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
-    --no-emit-package pocketgrid --quiet --output-file constraints.txt "$@"
-if grep -nE '://|^--' constraints.txt; then
-    echo "constraints.txt names a place to install from; that is this machine's business" >&2
-    exit 1
-fi
+pin() {
+    output=$1
+    shift
+    "$uv" pip compile pyproject.toml --universal --python-version 3.11 \
+        --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+        --no-emit-package pocketgrid --quiet --output-file "$output" "$@"
+    if grep -nE '://|^--' "$output"; then
+        echo "$output names a place to install from; that is this machine's business" >&2
+        exit 1
+    fi
+}
+pin constraints.txt --extra agent --extra operator --extra dev "$@"
+# Peers live in an environment of their own, so that what they need holds nothing of ours back.
+pin constraints-peers.txt --extra peers "$@"
