@@ -1,33 +1,29 @@
 """Between the wire's messages and the agent's own data. Nothing else in the agent knows the shape of messages.
 
+Tensors are `tensors`' business: this module is loaded by idle agents, which do without numpy.
+
 Tolerant in, strict out: what a newer gateway adds is ignored, and nothing leaves here that the contract forbids.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from pocketgrid.errors import ProtocolError
 from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid_agent import events as ev
-from pocketgrid_agent import postprocess
-from pocketgrid_agent.batching import BadItem, Column, MalformedShardError, ShardOutput
 
-_NUMBERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
-_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("bool", *_NUMBERS, "float16", "float32", "float64")}
-
-# `dtype.name` takes numpy longer than all the rest of encoding a small tensor.
-_NAMES = {np.dtype(name): name for name in _DTYPES}
+ITEM_BYTES = {
+    "bool": 1,
+    **{f"{kind}{bits}": bits // 8 for kind in ("uint", "int") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": bits // 8 for bits in (16, 32, 64)},
+}
+"""Bytes of one value by dtype: what travels."""
 
 _OPERATIONS = {
-    pb.OPERATION_MEAN_POOL: postprocess.MEAN_POOL,
-    pb.OPERATION_NORMALIZE: postprocess.NORMALIZE,
-    pb.OPERATION_ARGMAX: postprocess.ARGMAX,
+    pb.OPERATION_MEAN_POOL: ev.MEAN_POOL,
+    pb.OPERATION_NORMALIZE: ev.NORMALIZE,
+    pb.OPERATION_ARGMAX: ev.ARGMAX,
 }
 
 
@@ -73,7 +69,7 @@ def order_of(order: pb.WorkOrder) -> ev.Order:
         operations = tuple(_OPERATIONS[o] for o in plan.operations)
         outputs.append(ev.Output(plan.output, operations, plan.ragged))
     for binding in order.bindings:
-        if binding.dtype not in _DTYPES or binding.source < ev.ZEROS_SOURCE:
+        if binding.dtype not in ITEM_BYTES or binding.source < ev.ZEROS_SOURCE:
             raise ProtocolError(f"job {order.job}: input {binding.input!r} cannot be filled as told")
     return ev.Order(
         job=order.job,
@@ -88,63 +84,8 @@ def order_of(order: pb.WorkOrder) -> ev.Order:
 
 def _attempt(job: str, shard: pb.Shard) -> ev.Attempt:
     # Sizes as stated: looking at the data itself would copy it, and a lie is found when the shard is decoded.
-    stated = sum(math.prod(t.shape) * (_DTYPES[t.dtype].itemsize if t.dtype in _DTYPES else 1) for t in shard.inputs)
+    stated = sum(math.prod(t.shape) * ITEM_BYTES.get(t.dtype, 1) for t in shard.inputs)
     return ev.Attempt(job, shard.index, shard.token, shard.items, stated, shard)
-
-
-def columns_of(shard: pb.Shard) -> list[Column]:
-    """The input tensors of a shard; they share the message's memory and cannot be written.
-
-    Raises:
-        MalformedShardError: a tensor contradicts itself.
-    """
-    return [_column(number, tensor) for number, tensor in enumerate(shard.inputs)]
-
-
-def _column(number: int, tensor: pb.Tensor) -> Column:
-    dtype = _DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise MalformedShardError(f"tensor {number} has unknown dtype {tensor.dtype!r}")
-    try:
-        values: npt.NDArray[Any] = np.frombuffer(tensor.data, dtype).reshape(tuple(tensor.shape))
-    except ValueError as error:
-        raise MalformedShardError(
-            f"tensor {number}: {len(tensor.data)} bytes do not fill {tensor.dtype}{list(tensor.shape)}"
-        ) from error
-    if values.ndim < 1:
-        raise MalformedShardError(f"tensor {number} has no item axis")
-    if not tensor.row_lengths:
-        return Column(values)
-    lengths = np.array(tensor.row_lengths, np.int64)
-    if int(lengths.sum()) != len(values):
-        raise MalformedShardError(f"tensor {number}: row lengths do not add up to {len(values)}")
-    return Column(values, lengths)
-
-
-def result_of(attempt: ev.Attempt, output: ShardOutput, compute_us: int) -> pb.ShardResult:
-    """The message for a computed shard. If not one item succeeded, the attempt failed and its items are to blame."""
-    result = pb.ShardResult(shard=attempt.shard, token=attempt.token, compute_us=compute_us)
-    if not output.columns and output.failures:
-        worst: BadItem = output.failures[0]
-        result.failure.CopyFrom(
-            pb.ShardFailure(cause=pb.ShardFailure.CAUSE_ITEMS, reason=worst.reason, message=worst.message)
-        )
-    for column in output.columns:
-        values = np.ascontiguousarray(column.values)
-        result.outputs.append(
-            pb.Tensor(
-                dtype=_NAMES[values.dtype],
-                shape=values.shape,
-                data=_little_endian(values).tobytes(),
-                row_lengths=() if column.lengths is None else column.lengths.tolist(),
-            )
-        )
-    result.failures.extend(pb.ItemFailure(row=f.row, reason=f.reason, message=f.message) for f in output.failures)
-    return result
-
-
-def _little_endian(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return values if sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<"))
 
 
 def node_failure(attempt: ev.Attempt, reason: str, message: str, compute_us: int) -> pb.ShardResult:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pocketgrid.wire.v1 import agent_pb2 as pb
-from pocketgrid_agent import codec, measure
+from pocketgrid_agent import codec, measure, tensors
 from pocketgrid_agent.batching import BatchSize, MalformedShardError, ShardRunner
 from pocketgrid_agent.events import Attempt, Order, Token
 from pocketgrid_agent.runtime import LoadError, Model
@@ -173,7 +173,7 @@ class ComputePool:
         if attempt.token in self._abandoned:
             return None
         assert isinstance(attempt.payload, pb.Shard)
-        inputs = codec.columns_of(attempt.payload)
+        inputs = tensors.columns_of(attempt.payload)
         runner = program.runner()
         while True:
             size = program.size
@@ -186,7 +186,7 @@ class ComputePool:
                 program.size = BatchSize(smaller, size.positions // 2 if size.positions else 0)
                 log.warning("out of memory: micro-batch cut job=%s items=%d", attempt.job, smaller)
                 continue
-            return None if output is None else codec.result_of(attempt, output, _elapsed_us(started))
+            return None if output is None else tensors.result_of(attempt, output, _elapsed_us(started))
 
 
 def _elapsed_us(started: float) -> int:

@@ -24,10 +24,14 @@ class Binding:
 MASK_SOURCE = -1
 ZEROS_SOURCE = -2
 
+MEAN_POOL = "MeanPool"
+NORMALIZE = "Normalize"
+ARGMAX = "Argmax"
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """How one result tensor is made: operations are names of `batching.OPERATIONS`, applied in order."""
+    """How one result tensor is made: operations are names of `postprocess`, applied in order."""
 
     name: str
     operations: tuple[str, ...] = ()

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from pocketgrid_agent.events import ARGMAX, MEAN_POOL, NORMALIZE
 
-MEAN_POOL = "MeanPool"
-NORMALIZE = "Normalize"
-ARGMAX = "Argmax"
+Array = npt.NDArray[Any]
 
 SMALLEST_NORM = np.float32(1e-12)
 """A vector shorter than this is divided by this instead, so that zeros stay zeros."""

@@ -13,7 +13,7 @@ import pytest
 
 from pocketgrid.errors import StoreError
 from pocketgrid.wire.v1 import agent_pb2 as pb
-from pocketgrid_agent import codec, measure
+from pocketgrid_agent import measure, tensors
 from pocketgrid_agent.batching import Array, BatchSize, RunError
 from pocketgrid_agent.compute import ComputePool, Done, Program
 from pocketgrid_agent.events import Attempt, Binding, Order, Output
@@ -362,6 +362,6 @@ def test_tensors_survive_the_wire_in_every_dtype() -> None:
     for name in ("bool", "uint8", "int8", "int16", "float16", "int32", "float32", "int64", "uint64", "float64"):
         values = np.array([[0, 1], [1, 0]], name)
         shard = pb.Shard(inputs=[pb.Tensor(dtype=name, shape=[2, 2], data=values.tobytes())])
-        (column,) = codec.columns_of(shard)
+        (column,) = tensors.columns_of(shard)
         assert column.values.dtype == np.dtype(name)
         np.testing.assert_array_equal(column.values, values)
