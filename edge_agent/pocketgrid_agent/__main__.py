@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pocketgrid.clock import system_rng
 from pocketgrid.errors import InvalidSpecError, RefusedError, StoreError
+from pocketgrid.history import HistoryFile
 from pocketgrid_agent import settings as options
 from pocketgrid_agent.identity import State, open_state
 from pocketgrid_agent.probe import MachineFacts
@@ -70,9 +71,16 @@ async def _run(settings: options.Settings, state: State) -> int:
         secret=settings.join_secret,
         server_name=settings.tls_server_name,
     )
-    agent = Agent(settings, state, target, Backoff(system_rng()))
+    history = None
+    if settings.history is not None:
+        history = HistoryFile(settings.history, {"role": "agent", "device": state.name, "boot": state.boot_id})
+    agent = Agent(settings, state, target, Backoff(system_rng()), recorder=history)
     _drain_on_signals(agent)
-    await agent.run()
+    try:
+        await agent.run()
+    finally:
+        if history is not None:
+            history.close()
     return DONE
 
 

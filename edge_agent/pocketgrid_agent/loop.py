@@ -21,6 +21,7 @@ from pocketgrid_agent.backoff import Backoff
 from pocketgrid_agent.cache import ModelCache
 from pocketgrid_agent.compute import ComputePool
 from pocketgrid_agent.events import Token
+from pocketgrid_agent.history import History, Recorder
 from pocketgrid_agent.identity import State
 from pocketgrid_agent.journal import Entry, Journal
 from pocketgrid_agent.keeper import ResultKeeper
@@ -51,11 +52,15 @@ class Agent:
         target: whom to dial.
         backoff: how long to wait between dials.
 
+        recorder: keeps a history of every attempt, if one is wanted.
     Raises:
         StoreError: journal or cache cannot be used.
     """
 
-    def __init__(self, settings: Settings, state: State, target: Target, backoff: Backoff) -> None:
+    def __init__(
+        self, settings: Settings, state: State, target: Target, backoff: Backoff, *, recorder: Recorder | None = None
+    ) -> None:
+        self._history = History(recorder, state.name) if recorder is not None else None
         self._settings = settings
         self._state = state
         self._target = target
@@ -296,7 +301,11 @@ class Agent:
         elif self._delivery is None:
             self._delivery = self._loop.call_later(wait, self._deliver)
 
+        if self._history is not None:
+            self._history.happened(event)
     def _deliver(self) -> None:
+            if self._history is not None:
+                self._history.decided(effect)
         if self._delivery is not None:
             self._delivery.cancel()
             self._delivery = None

@@ -70,6 +70,7 @@ class Settings:
         policy: when to work.
         log_level: of Python's logging.
     """
+        history: file of what happened to every attempt, or None.
 
     gateway: str
     ca_file: Path | None
@@ -93,6 +94,7 @@ class Settings:
     log_level: str
 
     @property
+    history: Path | None = None
     def credit_bytes(self) -> int:
         """Input bytes this device is willing to hold."""
         return min(DEFAULT_CREDIT_BYTES, self.memory_bytes // 8)
@@ -131,6 +133,9 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     top.add_argument("--drain-seconds", type=_positive_float, default=30.0, metavar="S", dest="drain_s")
     top.add_argument("--log-level", type=str.upper, choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
     return top
+    top.add_argument(
+        "--history", type=Path, metavar="FILE", help="append what happens to every attempt, as lines of JSON"
+    )
 
 
 def _add_gateway(group: argparse._ArgumentGroup, environment: Mapping[str, str]) -> None:
@@ -226,6 +231,7 @@ def settings_from(arguments: argparse.Namespace, environment: Mapping[str, str],
 def machine_facts(arguments: argparse.Namespace) -> MachineFacts:
     """Facts of this machine, with the owner's corrections."""
     facts = probe(Path("/"), environment=os.environ)
+        history=arguments.history,
     return replace(facts, kind=arguments.kind) if arguments.kind else facts
 
 

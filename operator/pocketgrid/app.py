@@ -19,6 +19,7 @@ import typer
 from pocketgrid import __version__
 from pocketgrid.clock import SystemClock
 from pocketgrid.errors import InvalidSpecError, PocketGridError
+from pocketgrid.history import HistoryFile
 from pocketgrid.settings import GatewaySettings, Settings
 from pocketgrid.telemetry.logs import LEVELS, configure_logs
 
@@ -38,6 +39,10 @@ app = typer.Typer(
 results_app = typer.Typer(help="Look at what a job has written.", no_args_is_help=True)
 app.add_typer(results_app, name="results")
 
+HistoryPath = Annotated[
+    Path | None,
+    typer.Option(help="File to append leases, results and commits to, as lines of JSON.", envvar="POCKETGRID_HISTORY"),
+]
 LogLevel = Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.", envvar="POCKETGRID_LOG_LEVEL")]
 
 
@@ -72,6 +77,7 @@ def run(
         Path | None, typer.Option(help="Certificates and cached models. Default: the user's state folder.")
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="End with one line of JSON instead of tables.")] = False,
+    history: HistoryPath = None,
     log_level: LogLevel = "warning",
 ) -> None:
     """Run jobs on this machine without a cluster. Running the same file again goes on where it stopped."""
@@ -95,7 +101,8 @@ def run(
     console = Console(stderr=True)
     try:
         with LiveProgress(console, clock) as progress:
-            outcome = _run_until_signalled(run_plan(plan, pool, settings, clock, progress.update))
+            work = run_plan(plan, pool, settings, clock, progress.update, _history(history))
+            outcome = _run_until_signalled(work)
     except KeyboardInterrupt:
         _complain("interrupted; run the same file again to go on where it stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -132,6 +139,7 @@ def operator(
     liveness_endpoint: Annotated[
         str | None, typer.Option(help="URL to serve for liveness probes, such as http://0.0.0.0:8080/healthz.")
     ] = None,
+    history: HistoryPath = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Drive the InferenceJobs of a cluster, and serve its devices."""
@@ -145,7 +153,8 @@ def operator(
         host=host, port=int(port), server_names=tuple(dict.fromkeys(("localhost", host, *(server_name or ()))))
     )
     settings = Settings(state_dir=(state_dir or _default_state_dir() / "operator"), gateway=gateway)
-    asyncio.run(serve(settings, Cluster(kubeconfig, context, namespace, liveness_endpoint), SystemClock()))
+    cluster = Cluster(kubeconfig, context, namespace, liveness_endpoint)
+    asyncio.run(serve(settings, cluster, SystemClock(), _history(history)))
 
 
 @results_app.command("verify")
@@ -178,6 +187,10 @@ def _run_until_signalled(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(main())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+
+
+def _history(path: Path | None) -> HistoryFile | None:
+    return HistoryFile(path, {"role": "operator"}) if path is not None else None
 
 
 def _default_state_dir() -> Path:

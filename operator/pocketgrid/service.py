@@ -15,6 +15,7 @@ from pathlib import Path
 from pocketgrid.clock import Clock
 from pocketgrid.controller.run import run_controller
 from pocketgrid.engine.engine import Engine
+from pocketgrid.engine.history import Recorder
 from pocketgrid.gateway.server import Gateway
 from pocketgrid.settings import Settings
 
@@ -31,7 +32,7 @@ class Cluster:
     liveness_endpoint: str | None
 
 
-async def serve(settings: Settings, cluster: Cluster, clock: Clock) -> None:
+async def serve(settings: Settings, cluster: Cluster, clock: Clock, recorder: Recorder | None = None) -> None:
     """Run until SIGINT or SIGTERM.
 
     Raises:
@@ -41,7 +42,14 @@ async def serve(settings: Settings, cluster: Cluster, clock: Clock) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     # Whoever still holds a job's store has lost the election that this process has won: the epoch fences it off.
-    engine = Engine(settings.engine, clock, settings.state_dir / "models", nodes_from_facts=False, take_over=True)
+    engine = Engine(
+        settings.engine,
+        clock,
+        settings.state_dir / "models",
+        nodes_from_facts=False,
+        take_over=True,
+        recorder=recorder,
+    )
     controller: asyncio.Task[None] | None = None
     try:
         async with engine:

@@ -132,6 +132,7 @@ class Attendance:
         record.changed_at = self._grid.clock.monotonic()
         record.last_seen = self._grid.clock.wall()
         log.info("attached device=%s boot=%s held=%d", identity.name, identity.boot_id, len(held))
+        self._grid.history.attached(identity, held)
         by_job: dict[JobUid, list[HeldAttempt]] = {}
         for attempt in held:
             by_job.setdefault(attempt.job, []).append(attempt)
@@ -153,6 +154,7 @@ class Attendance:
         if record is None:
             return
         log.info("detached device=%s reason=%s", record.name, reason)
+        self._grid.history.detached(record.name, reason)
         record.link = None
         record.changed_at = self._grid.clock.monotonic()
         record.presence = Presence.UNKNOWN
@@ -248,7 +250,10 @@ class Attendance:
         self._lifecycle.apply(job, ev.DeviceGone(record.name, frozenset(genuine)))
         deadline = self._grid.clock.monotonic() + self._grid.settings.lease_minimum_seconds
         for seq, attempt in genuine.items():
+            known = seq in job.machine.attempts
             self._lifecycle.apply(job, ev.AttemptHeld(attempt.shard, seq, record.name, deadline, attempt.finished))
+            if not known and seq in job.machine.attempts:
+                self._grid.history.resumed(job.uid, record.name, attempt.shard, seq)
 
     def lose(self, record: DeviceRecord) -> None:
         """Give a device up: its leases go elsewhere."""
@@ -267,18 +272,22 @@ class Attendance:
             self._refuse_unknown(record.name, uid, outcomes)
             return
         now = self._grid.clock.monotonic()
-        outbox = Outbox(uid, job.mint)
+        history = self._grid.history
+        outbox = Outbox(uid, job.mint, history)
         for outcome in outcomes:
             seq = job.mint.check(outcome.token, outcome.shard, record.name)
             if seq is None or outcome.shard >= job.machine.grid.shards:
+                history.result(uid, record.name, outcome.shard, None, "forged")
                 outbox.refuse(record.name, outcome.token, "NotLeased", "this device was never given that shard")
                 continue
             if outcome.failed is not None:
                 event: ev.JobEvent = failure_event(outcome, outcome.failed, seq, record.name)
+                history.result(uid, record.name, outcome.shard, seq, "failed", outcome.failed.reason)
                 if not outcome.failed.blame_items and uid in self._grid.active:
                     record.set_back(uid, now, f"{outcome.failed.reason}: {outcome.failed.message}")
             elif not job.machine.is_open(outcome.shard):
                 # Superseded whatever it says; not worth reading the shard again.
+                history.result(uid, record.name, outcome.shard, seq, "superseded")
                 event = ev.ResultJudged(outcome.shard, seq, record.name, UNDECIDED)
             else:
                 unread = job.unread_of(outcome.shard, outcome)
@@ -289,10 +298,13 @@ class Attendance:
                         log.warning("read failed job=%s cause=%s: %s", job.spec.key, type(exc).__name__, exc)
                         failure = AttemptFailure(False, INPUT_UNREADABLE, str(exc))
                         again = failure_event(outcome, failure, seq, record.name)
+                        history.result(uid, record.name, outcome.shard, seq, "failed", failure.reason)
                         self._lifecycle.carry_out(job, job.machine.handle(again, now), outbox, outcome)
                         continue
                 verdict = job.judge(outcome, unread)
                 event = ev.ResultJudged(outcome.shard, seq, record.name, verdict)
+                judged = "accepted" if verdict.accepted is True else "rejected"
+                history.result(uid, record.name, outcome.shard, seq, judged, verdict.reason)
                 if verdict.accepted is True:
                     record.setbacks.pop(uid, None)
                     self._learn_speed(job, record, outcome)
@@ -337,7 +349,9 @@ class Attendance:
     def _refuse_unknown(self, name: DeviceName, uid: JobUid, outcomes: Sequence[ShardOutcome]) -> None:
         record = self._grid.fleet.devices.get(name)
         if record is not None and record.link is not None:
-            record.link.send_settled(uid, Settlement(superseded=tuple(o.token for o in outcomes)))
+            settlement = Settlement(superseded=tuple(o.token for o in outcomes))
+            self._grid.history.settled(uid, name, settlement)
+            record.link.send_settled(uid, settlement)
 
 
 def _weight(outcomes: Sequence[ShardOutcome]) -> int:

@@ -37,6 +37,7 @@ class Dispatcher:
         self._jobs = grid.active
         self._settings = grid.settings
         self._clock = grid.clock
+        self._history = grid.history
         self._feed = feed
         self._needy_from = 0
 
@@ -93,6 +94,7 @@ class Dispatcher:
                     if cut is not None:
                         log.info("copy job=%s shard=%d device=%s", job.spec.key, shard, name)
                         job.working.add(name)
+                        self._history.leased(job.uid, cut, copy=True)
                         self._feed(job, record, cut)
 
     def refresh_speeds(self) -> None:
@@ -287,6 +289,7 @@ class Dispatcher:
         job.working.add(record.name)
         job.revoking.difference_update(h.shard for h in cut.shards)
         log.debug("lease job=%s device=%s shards=%d", job.spec.key, record.name, len(cut.shards))
+        self._history.leased(job.uid, cut, copy=False)
         self._feed(job, record, cut)
         return True
 

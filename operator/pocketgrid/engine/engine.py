@@ -21,6 +21,7 @@ from pocketgrid.engine.dispatcher import Dispatcher
 from pocketgrid.engine.feeder import Feeder
 from pocketgrid.engine.fleet import DeviceRecord
 from pocketgrid.engine.grid import Grid
+from pocketgrid.engine.history import Recorder
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.engine.lifecycle import Lifecycle
 from pocketgrid.engine.views import view_device, view_job
@@ -43,6 +44,7 @@ class Engine:
     Args:
         nodes_from_facts: there is no cluster, so devices stand for themselves.
         take_over: whoever else may still hold a job's store has lost the leader election.
+        recorder: keeps a history of leases, results and commits, if one is wanted.
 
     Attributes:
         devices: for the gateway: where everything that devices bring goes.
@@ -56,10 +58,11 @@ class Engine:
         *,
         nodes_from_facts: bool,
         take_over: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
-        self._grid = Grid(settings, clock, nodes_from_facts=nodes_from_facts)
+        self._grid = Grid(settings, clock, nodes_from_facts=nodes_from_facts, recorder=recorder)
         self._lifecycle = Lifecycle(self._grid, model_dir, take_over=take_over, on_started=self._job_started)
-        self._feeder = Feeder(settings, clock, self._lifecycle.apply)
+        self._feeder = Feeder(settings, clock, self._lifecycle.apply, self._grid.history)
         self._dispatcher = Dispatcher(self._grid, self._start_feeding)
         self.devices = Attendance(
             self._grid,

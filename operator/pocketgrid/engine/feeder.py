@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pocketgrid.clock import Clock
 from pocketgrid.engine.fleet import DeviceRecord
+from pocketgrid.engine.history import History
 from pocketgrid.engine.jobrun import INPUT_UNREADABLE, JobRun
 from pocketgrid.engine.links import LeasedShard
 from pocketgrid.model import events as ev
@@ -34,7 +35,14 @@ class Feeder:
         apply: feeds an event to a job's machine and carries out what follows.
     """
 
-    def __init__(self, settings: EngineSettings, clock: Clock, apply: Callable[[JobRun, ev.JobEvent], None]) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        clock: Clock,
+        apply: Callable[[JobRun, ev.JobEvent], None],
+        history: History,
+    ) -> None:
+        self._history = history
         self._settings = settings
         self._clock = clock
         self._apply = apply
@@ -90,7 +98,7 @@ class Feeder:
         assert job.machine is not None
         assert job.mint is not None
         assert record.link is not None
-        ready = []
+        ready, sent = [], []
         empty = []
         for handed, shard in zip(group, encoded, strict=True):
             if handed.seq not in job.machine.attempts:
@@ -103,8 +111,10 @@ class Feeder:
                 continue
             token = job.mint.mint(handed.seq, handed.shard, record.name)
             ready.append(LeasedShard(handed.shard, token, shard.rows, shard.inputs))
+            sent.append(handed.seq)
         if ready:
             ttl = max(cut.deadline - self._clock.monotonic(), 0.0)
+            self._history.sent(job.uid, record.name, sent)
             record.link.send_lease(job.uid, cut.lease, ttl, ready)
         for handed in empty:
             self._apply(job, ev.ShardEmpty(handed.shard, handed.seq))

@@ -10,6 +10,7 @@ from typing import Any
 
 from pocketgrid.clock import Clock
 from pocketgrid.engine.fleet import Fleet
+from pocketgrid.engine.history import History, Recorder
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.model.view import Presence
@@ -23,6 +24,7 @@ class Grid:
 
     Args:
         nodes_from_facts: there is no cluster: devices stand for themselves.
+        recorder: keeps a history, if one is wanted.
 
     Attributes:
         jobs: all jobs, ended ones included, until they are removed.
@@ -30,9 +32,12 @@ class Grid:
         dirty: devices to be looked at in the next turn.
     """
 
-    def __init__(self, settings: EngineSettings, clock: Clock, *, nodes_from_facts: bool) -> None:
+    def __init__(
+        self, settings: EngineSettings, clock: Clock, *, nodes_from_facts: bool, recorder: Recorder | None = None
+    ) -> None:
         self.settings = settings
         self.clock = clock
+        self.history = History(recorder)
         self.fleet = Fleet(nodes_from_facts=nodes_from_facts)
         self.jobs: dict[JobUid, JobRun] = {}
         self.active: dict[JobUid, JobRun] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ from pocketgrid.model.view import Explanation, Presence, Stage
 from pocketgrid.planning.dispatch import choose_items_per_shard
 
 if TYPE_CHECKING:
+    from pocketgrid.model.ids import ShardIndex
     from pocketgrid.storage.modelstore import ModelStore
     from pocketgrid.storage.results import Committed, ShardCommit
 
@@ -152,6 +153,10 @@ class Lifecycle:
         if job.opening is Stage.REMOVED:
             return
         job.machine = machine
+        rows = (recovered.rows_done, recovered.rows_failed)
+        self._grid.history.opened(
+            job.uid, recovered.epoch, machine.grid.items, per_shard, machine.committed.to_text(), rows
+        )
         log.info(
             "started job=%s items=%d shards=%d done=%d epoch=%d",
             job.spec.key, machine.grid.items, machine.grid.shards, len(machine.committed), recovered.epoch,
@@ -166,8 +171,9 @@ class Lifecycle:
         if job.machine is None or job.mint is None:
             return
         now = self._grid.clock.monotonic()
-        outbox = Outbox(job.uid, job.mint)
+        outbox = Outbox(job.uid, job.mint, self._grid.history)
         refused = dict(committed.refused)
+        self._tell_committed(job, group, refused)
         for commit in group:
             if commit.shard in refused:
                 refusal = ev.CommitRefused(commit.shard, commit.seq, refused[commit.shard])
@@ -183,13 +189,26 @@ class Lifecycle:
         outbox.deliver(self._grid.fleet.devices)
         self._grid.touch()
 
+    def _tell_committed(self, job: JobRun, group: Sequence[ShardCommit], refused: Mapping[ShardIndex, str]) -> None:
+        machine, recovered = job.machine, job.recovered
+        assert machine is not None
+        assert recovered is not None
+        durable = (c for c in group if c.shard not in refused)
+        rows = machine.grid.size
+        self._grid.history.refused(job.uid, refused)
+        self._grid.history.committed(
+            job.uid, recovered.epoch, ((c.shard, c.seq, c.device, rows(c.shard), len(c.failures)) for c in durable)
+        )
+
     def _on_reopened(self, job: JobRun, shards: Sequence[int], still_failed: int) -> None:
         if job.machine is not None:
+            self._grid.history.reopened(job.uid, shards)
             failed = job.machine.counters.rows_failed - still_failed
             self.apply(job, ev.ShardsReopened(tuple(shards), failed))
 
     def _taken_over(self, job: JobRun, exc: StaleEpochError) -> None:
         log.error("taken over job=%s cause=%s", job.spec.key, exc)
+        self._grid.history.fenced(job.uid, str(exc))
         job.trouble = Explanation("TakenOver", str(exc))
         self._grid.active.pop(job.uid, None)
         if job.writer is not None:
@@ -212,13 +231,16 @@ class Lifecycle:
             return
         with suppress(StaleEpochError):
             if await job.writer.finish() is not None:
-                self.apply(job, ev.OutputFinished(f"{job.spec.output.uri.rstrip('/')}/{MANIFEST_NAME}"))
+                manifest = f"{job.spec.output.uri.rstrip('/')}/{MANIFEST_NAME}"
+                self._grid.history.finished(job.uid, manifest)
+                self.apply(job, ev.OutputFinished(manifest))
 
     # ---- carrying out ----
 
     def apply(self, job: JobRun, event: ev.JobEvent) -> None:
         """Feed one event to a job's machine, if it has one, and carry out what follows."""
         if job.machine is not None:
+            self._grid.history.ended(job.uid, event)
             self._carry_out_alone(job, job.machine.handle(event, self._grid.clock.monotonic()))
 
     def look_at_deadlines(self, job: JobRun) -> None:
@@ -237,7 +259,7 @@ class Lifecycle:
 
     def _carry_out_alone(self, job: JobRun, effects: Sequence[ev.JobEffect]) -> None:
         assert job.mint is not None
-        outbox = Outbox(job.uid, job.mint)
+        outbox = Outbox(job.uid, job.mint, self._grid.history)
         self.carry_out(job, effects, outbox, None)
         outbox.deliver(self._grid.fleet.devices)
 
@@ -251,6 +273,7 @@ class Lifecycle:
             outcome: the answer that caused the effects, if one did.
         """
         for effect in effects:
+            self._grid.history.carried_out(job.uid, effect, answered=outcome is not None)
             match effect:
                 case ev.CommitShard():
                     record = self._grid.fleet.devices.get(effect.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pocketgrid.engine.fleet import DeviceRecord
+from pocketgrid.engine.history import History
 from pocketgrid.engine.links import Settlement
 from pocketgrid.model import events as ev
 from pocketgrid.model.ids import DeviceName, JobUid
@@ -14,8 +15,9 @@ from pocketgrid.trust.tokens import TokenMint
 class Outbox:
     """Settlements and cancellations of one job, by device. Devices that are away are told nothing: they ask again."""
 
-    def __init__(self, job: JobUid, mint: TokenMint) -> None:
+    def __init__(self, job: JobUid, mint: TokenMint, history: History) -> None:
         self._job = job
+        self._history = history
         self._mint = mint
         self._committed: dict[DeviceName, list[bytes]] = {}
         self._superseded: dict[DeviceName, list[bytes]] = {}
@@ -52,6 +54,7 @@ class Outbox:
                     tuple(self._superseded.get(name, ())),
                     tuple(self._refused.get(name, ())),
                 )
+                self._history.settled(self._job, name, settlement)
                 record.link.send_settled(self._job, settlement)
         for name, tokens in self._cancelled.items():
             record = devices.get(name)

@@ -16,6 +16,7 @@ from pocketgrid.api.convert import resolve_uris, to_hardware_class, to_job_spec
 from pocketgrid.api.manifest import load_manifest
 from pocketgrid.clock import Clock
 from pocketgrid.engine.engine import Engine
+from pocketgrid.engine.history import Recorder
 from pocketgrid.errors import InvalidSpecError, PocketGridError
 from pocketgrid.gateway.server import Gateway
 from pocketgrid.local.agents import AgentPool, LocalAgents
@@ -77,7 +78,12 @@ def read_plan(path: Path, now: float) -> LocalPlan:
 
 
 async def run_plan(
-    plan: LocalPlan, agents: LocalAgents, settings: Settings, clock: Clock, observe: Observer
+    plan: LocalPlan,
+    agents: LocalAgents,
+    settings: Settings,
+    clock: Clock,
+    observe: Observer,
+    recorder: Recorder | None = None,
 ) -> LocalOutcome:
     """Carry out `plan` with `agents`; returns when every job has ended.
 
@@ -85,7 +91,9 @@ async def run_plan(
         PocketGridError: the gateway cannot start, no agent stays alive, or none of them can do a job.
     """
     async with (
-        Engine(settings.engine, clock, settings.state_dir / "models", nodes_from_facts=True) as engine,
+        Engine(
+            settings.engine, clock, settings.state_dir / "models", nodes_from_facts=True, recorder=recorder
+        ) as engine,
         Gateway(engine, settings.gateway, clock, settings.state_dir / "gateway") as gateway,
         # Their processes begin to start here, and look at no file of the jobs until they are asked to.
         AgentPool(agents, gateway) as pool,
