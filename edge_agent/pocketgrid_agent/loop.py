@@ -51,8 +51,8 @@ class Agent:
         state: who this device is; stays the caller's to close.
         target: whom to dial.
         backoff: how long to wait between dials.
-
         recorder: keeps a history of every attempt, if one is wanted.
+
     Raises:
         StoreError: journal or cache cannot be used.
     """
@@ -286,7 +286,11 @@ class Agent:
         """Feed the machine; `finished` is the result a Finished event is about."""
         if log.isEnabledFor(logging.DEBUG):
             log.debug("event %s", event)
+        if self._history is not None:
+            self._history.happened(event)
         for effect in self._machine.handle(event):
+            if self._history is not None:
+                self._history.decided(effect)
             self._carry_out(effect, finished)
         idle = not self._machine.running
         self._keeper.write_soon(idle=idle)
@@ -301,11 +305,7 @@ class Agent:
         elif self._delivery is None:
             self._delivery = self._loop.call_later(wait, self._deliver)
 
-        if self._history is not None:
-            self._history.happened(event)
     def _deliver(self) -> None:
-            if self._history is not None:
-                self._history.decided(effect)
         if self._delivery is not None:
             self._delivery.cancel()
             self._delivery = None

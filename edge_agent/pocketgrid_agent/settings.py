@@ -69,8 +69,8 @@ class Settings:
         drain_s: how long an orderly end may take.
         policy: when to work.
         log_level: of Python's logging.
-    """
         history: file of what happened to every attempt, or None.
+    """
 
     gateway: str
     ca_file: Path | None
@@ -92,9 +92,9 @@ class Settings:
     drain_s: float
     policy: Policy
     log_level: str
+    history: Path | None = None
 
     @property
-    history: Path | None = None
     def credit_bytes(self) -> int:
         """Input bytes this device is willing to hold."""
         return min(DEFAULT_CREDIT_BYTES, self.memory_bytes // 8)
@@ -131,11 +131,11 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     _add_resources(top.add_argument_group("resources"), environment)
     _add_policy(top.add_argument_group("when to work (unknown readings never stop work)"))
     top.add_argument("--drain-seconds", type=_positive_float, default=30.0, metavar="S", dest="drain_s")
-    top.add_argument("--log-level", type=str.upper, choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
-    return top
     top.add_argument(
         "--history", type=Path, metavar="FILE", help="append what happens to every attempt, as lines of JSON"
     )
+    top.add_argument("--log-level", type=str.upper, choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
+    return top
 
 
 def _add_gateway(group: argparse._ArgumentGroup, environment: Mapping[str, str]) -> None:
@@ -225,13 +225,13 @@ def settings_from(arguments: argparse.Namespace, environment: Mapping[str, str],
         drain_s=arguments.drain_s,
         policy=_policy(arguments, default_policy(has_battery=facts.has_battery)),
         log_level=arguments.log_level,
+        history=arguments.history,
     )
 
 
 def machine_facts(arguments: argparse.Namespace) -> MachineFacts:
     """Facts of this machine, with the owner's corrections."""
     facts = probe(Path("/"), environment=os.environ)
-        history=arguments.history,
     return replace(facts, kind=arguments.kind) if arguments.kind else facts
 
 
