@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from pocketgrid.errors import ProtocolError, StoreError
 from pocketgrid.wire import framing
@@ -19,7 +19,7 @@ from pocketgrid_agent import __version__, codec, policy
 from pocketgrid_agent import events as ev
 from pocketgrid_agent.backoff import Backoff
 from pocketgrid_agent.cache import ModelCache
-from pocketgrid_agent.compute import ComputePool
+from pocketgrid_agent.engine_facts import EngineFacts, known_facts
 from pocketgrid_agent.events import Token
 from pocketgrid_agent.history import History, Recorder
 from pocketgrid_agent.identity import State
@@ -27,12 +27,13 @@ from pocketgrid_agent.journal import Entry, Journal
 from pocketgrid_agent.keeper import ResultKeeper
 from pocketgrid_agent.link import Link
 from pocketgrid_agent.machine import Held, Limits, Machine
-from pocketgrid_agent.models import Preparation
 from pocketgrid_agent.pacing import DeliveryPacer
-from pocketgrid_agent.runtime import Engine, OnnxRuntime
 from pocketgrid_agent.settings import Settings
 from pocketgrid_agent.stream import Target
-from pocketgrid_agent.vitals import Vitals, VitalsReader, resident_bytes, termux_command
+from pocketgrid_agent.vitals import Vitals, VitalsReader, termux_command
+
+if TYPE_CHECKING:
+    from pocketgrid_agent.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +84,12 @@ class Agent:
         self._outgoing: dict[str, list[Token]] = {}
         self._delivery: asyncio.TimerHandle | None = None
         self._keeper = ResultKeeper(journal, lambda tokens: self._handle(ev.Journaled(tokens)))
-        self._pool = ComputePool(settings.slots, self._wake_up)
         self._link = Link(target, self, backoff)
         self._vitals_reader = VitalsReader(ask_termux=termux_command(), now=time.monotonic)
         self._vitals = Vitals()
-        self._models: Preparation | None = None
+        self._workshop: Workshop | None = None
+        self._opening: asyncio.Task[Workshop] | None = None
+        self._engine: asyncio.Task[EngineFacts] | None = None
         self._verdict = policy.ALLOWED
         self._preparations: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,9 +102,7 @@ class Agent:
             RefusedError: the gateway will not have this device.
         """
         self._loop = asyncio.get_running_loop()
-        self._pool.start()
-        # Importing the engine takes longer than dialling; a slot does it meanwhile.
-        self._engine = asyncio.wrap_future(self._pool.call(self._make_engine))
+        self._engine = asyncio.ensure_future(self._engine_facts())
         link = asyncio.ensure_future(self._link.run())
         vitals = asyncio.ensure_future(self._watch_vitals())
         finished = asyncio.ensure_future(self._finished.wait())
@@ -113,13 +113,14 @@ class Agent:
                     each.result()
             await self._link.close(CLOSE_SECONDS)
         finally:
-            tasks = [link, vitals, finished, *self._preparations.values(), *self._tasks]
+            tasks: list[asyncio.Future[Any]] = [link, vitals, finished, self._engine]
+            tasks += [*self._preparations.values(), *self._tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._keeper.close()
-            if self._models is not None:
-                self._models.close()
+            if self._workshop is not None:
+                self._workshop.close()
 
     def drain(self, reason: str) -> None:
         """Finish what is begun, give back the rest, deliver, then let `run` end; at the latest after the deadline."""
@@ -136,27 +137,40 @@ class Agent:
             )
             self._finished.set()
 
-    def _make_engine(self) -> Engine:
-        settings = self._settings
-        threads = max(1, settings.threads // settings.slots)
-        return OnnxRuntime(threads=threads, spin=not settings.facts.has_battery)
+    # ---- the engine ----
+
+    async def _engine_facts(self) -> EngineFacts:
+        if self._settings.preload:
+            try:
+                return (await self._open_workshop()).facts
+            except ImportError as error:
+                log.error("the engine cannot be loaded cause=%s", error)
+        return await asyncio.to_thread(known_facts, self._state.folder)
+
+    async def _open_workshop(self) -> Workshop:
+        """What computes. Made once; in a thread, because importing an engine takes its time."""
+        if self._workshop is not None:
+            return self._workshop
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(asyncio.to_thread(self._make_workshop))
+        try:
+            self._workshop = await asyncio.shield(self._opening)
+        finally:
+            if self._opening is not None and self._opening.done():
+                self._opening = None
+        return self._workshop
+
+    def _make_workshop(self) -> Workshop:
+        from pocketgrid_agent.workshop import Workshop
+
+        return Workshop(self._settings, self._cache, self._link, self._wake_up)
 
     # ---- what the link asks and says ----
 
     async def hello(self) -> pb.Hello:
         """Who we are and what we still hold."""
+        assert self._engine is not None
         engine = await asyncio.shield(self._engine)
-        if self._models is None:
-            self._models = Preparation(
-                engine,
-                self._cache,
-                self._link,
-                self._pool,
-                memory_bytes=self._settings.memory_bytes,
-                slots=self._settings.slots,
-                micro_batch=self._settings.micro_batch,
-                resident=resident_bytes,
-            )
         settings, facts = self._settings, self._settings.facts
         return pb.Hello(
             protocol_version=framing.PROTOCOL_VERSION,
@@ -185,6 +199,7 @@ class Agent:
                 for h in self._machine.announce()
             ],
             labels=settings.labels,
+            features=codec.FEATURES,
         )
 
     async def heartbeat(self, sequence: int) -> pb.Heartbeat:
@@ -272,7 +287,8 @@ class Agent:
         self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
-        for done in self._pool.collect():
+        assert self._workshop is not None
+        for done in self._workshop.pool.collect():
             attempt = done.attempt
             if done.body is None:
                 self._handle(ev.Abandoned(attempt.token))
@@ -294,12 +310,12 @@ class Agent:
             self._carry_out(effect, finished)
         idle = not self._machine.running
         self._keeper.write_soon(idle=idle)
-        self._deliver_soon(idle=idle)
+        self._deliver_soon(last=not self._machine.queue)
 
-    def _deliver_soon(self, *, idle: bool) -> None:
+    def _deliver_soon(self, *, last: bool) -> None:
         if not self._outgoing:
             return
-        wait = self._pacer.wait(self._loop.time(), idle=idle)
+        wait = self._pacer.wait(self._loop.time(), last=last)
         if not wait:
             self._deliver()
         elif self._delivery is None:
@@ -317,8 +333,8 @@ class Agent:
     def _carry_out(self, effect: ev.Effect, finished: Entry | None) -> None:
         match effect:
             case ev.Compute(attempt, order):
-                assert self._models is not None
-                self._pool.submit(attempt, self._models.program(order.job))
+                assert self._workshop is not None
+                self._workshop.pool.submit(attempt, self._workshop.models.program(order.job))
             case ev.Keep():
                 assert finished is not None
                 self._keeper.keep(finished)
@@ -331,7 +347,8 @@ class Agent:
             case ev.Forget(tokens):
                 self._keeper.forget(tokens)
             case ev.Abandon(tokens):
-                self._pool.abandon(tokens)
+                assert self._workshop is not None
+                self._workshop.pool.abandon(tokens)
             case ev.GiveBack(job, tokens, reason):
                 returned = pb.Returned(job=job, tokens=tokens, reason=reason)
                 self._link.send(pb.DeviceMessage(returned=returned))
@@ -352,9 +369,10 @@ class Agent:
                 assert_never(effect)
 
     async def _prepare(self, order: ev.Order) -> None:
-        assert self._models is not None
         try:
-            outcome = await self._models.prepare(order)
+            outcome = await (await self._open_workshop()).models.prepare(order)
+        except ImportError as error:
+            outcome = ev.NotReady("EngineUnavailable", f"{error}; run `pocketgrid-agent doctor` on the device")
         except StoreError as error:
             outcome = ev.NotReady("CacheFailed", str(error))
         except Exception as error:
@@ -372,8 +390,8 @@ class Agent:
             task.cancel()
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        if self._models is not None:
-            self._models.dismiss(job)
+        if self._workshop is not None:
+            self._workshop.models.dismiss(job)
 
     async def _disconnect(self, reason: str) -> None:
         await self._link.flush(CLOSE_SECONDS)

@@ -66,6 +66,7 @@ class Settings:
         threads: of the engine, over all slots.
         slots: shards computed at the same time.
         micro_batch: items per run; 0 measures.
+        preload: load the engine at the start, not with the first work order.
         drain_s: how long an orderly end may take.
         policy: when to work.
         log_level: of Python's logging.
@@ -89,6 +90,7 @@ class Settings:
     threads: int
     slots: int
     micro_batch: int
+    preload: bool
     drain_s: float
     policy: Policy
     log_level: str
@@ -180,6 +182,9 @@ def _add_resources(group: argparse._ArgumentGroup, environment: Mapping[str, str
     group.add_argument("--threads", type=_positive, metavar="N", help="default: all cores")
     group.add_argument("--slots", type=_positive, default=1, metavar="N", help="shards at a time; default 1")
     group.add_argument("--micro-batch", type=_positive, default=0, metavar="N", help="default: measured")
+    group.add_argument(
+        "--preload", action="store_true", help="load the engine at the start (30 MB), not with the first work order"
+    )
 
 
 def _add_policy(group: argparse._ArgumentGroup) -> None:
@@ -222,6 +227,7 @@ def settings_from(arguments: argparse.Namespace, environment: Mapping[str, str],
         threads=threads,
         slots=slots,
         micro_batch=arguments.micro_batch,
+        preload=arguments.preload,
         drain_s=arguments.drain_s,
         policy=_policy(arguments, default_policy(has_battery=facts.has_battery)),
         log_level=arguments.log_level,

@@ -108,16 +108,16 @@ class Grid:
         started = time.monotonic()
         operator.start()
         try:
-            where = _wait_for_file(ready, operator, READY_DEADLINE_S)
+            where = wait_for_file(ready, operator, READY_DEADLINE_S)
             agents = {name: self._agent(name, folder, where, workload.micro_batch) for name in self._names}
             for agent in agents.values():
                 children.append(agent)
                 agent.start()
             if meanwhile is not None:
                 meanwhile(output, agents)
-            _wait_for_file(begun, operator, JOB_DEADLINE_S)
+            wait_for_file(begun, operator, JOB_DEADLINE_S)
             agents_cpu_s = -_processor_seconds(agents.values())
-            said = _wait_for_file(report, operator, JOB_DEADLINE_S)
+            said = wait_for_file(report, operator, JOB_DEADLINE_S)
             agents_cpu_s += _processor_seconds(agents.values())
         finally:
             for child in reversed(children):
@@ -173,7 +173,8 @@ def committed_shards(output: Path) -> int:
     return count
 
 
-def _wait_for_file(path: Path, child: Child, deadline_s: float) -> dict[str, Any]:
+def wait_for_file(path: Path, child: Child, deadline_s: float) -> dict[str, Any]:
+    """The JSON in a file that a child is going to write, whole. Raises BenchError."""
     end = time.monotonic() + deadline_s
     while not path.exists():
         if child.pid is None or time.monotonic() > end:

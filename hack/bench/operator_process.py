@@ -27,7 +27,7 @@ from pocketgrid.settings import Settings
 NEAR_THE_END = 0.9
 """Share of the items after which every commit is looked at, for the last one's time matters."""
 
-GLANCE_S = 0.05
+GLANCE_S = 0.125
 """Between looks before that, as `pocketgrid run` does for its progress bar."""
 
 
@@ -66,7 +66,7 @@ class Watcher:
         now = Mark(time.monotonic(), time.process_time(), view.items_done, view.shards_done)
         if self.first is None:
             self.first = now
-            _appear(self.begun, asdict(now))
+            write_whole(self.begun, asdict(now))
         if self.last is None and view.items_done == view.items:
             self.last = now
 
@@ -88,7 +88,7 @@ async def serve(plan: LocalPlan, settings: Settings, watcher: Watcher, ready: Pa
         Engine(settings.engine, clock, settings.state_dir / "models", nodes_from_facts=True) as engine,
         Gateway(engine, settings.gateway, clock, settings.state_dir / "gateway") as gateway,
     ):
-        _appear(
+        write_whole(
             ready,
             {
                 "address": gateway.address,
@@ -128,7 +128,7 @@ def main() -> None:
     plan = read_plan(arguments.manifest, time.time())
     view = asyncio.run(serve(plan, Settings(state_dir=arguments.state_dir), watcher, arguments.ready))
     why = view.explanation.message if view.explanation else ""
-    _appear(
+    write_whole(
         arguments.report,
         {
             "first": asdict(watcher.first) if watcher.first else None,
@@ -143,7 +143,8 @@ def main() -> None:
     )
 
 
-def _appear(path: Path, content: dict[str, Any]) -> None:
+def write_whole(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON that appears whole or not at all."""
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(content))
     temporary.replace(path)

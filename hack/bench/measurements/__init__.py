@@ -4,7 +4,7 @@ A new measurement is a module with a `MEASUREMENT`, and its name in `ALL`. Sever
 runs: what is measured together is comparable.
 """
 
-from hack.bench.measurements import agent_loss, apply, embedding, mlp, start
+from hack.bench.measurements import agent_footprint, agent_loss, apply, embedding, mlp, start
 from hack.bench.measurements.base import Conditions, Measurement
 
 __all__ = ["ALL", "Conditions", "Measurement"]
@@ -16,4 +16,5 @@ ALL: tuple[Measurement, ...] = (
     start.MEASUREMENT,
     apply.MEASUREMENT,
     agent_loss.MEASUREMENT,
+    agent_footprint.MEASUREMENT,
 )

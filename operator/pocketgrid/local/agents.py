@@ -136,7 +136,7 @@ class AgentPool:
             "--state-dir", str(self._wanted.folder / name),
             "--cache-dir", str(self._wanted.folder / "models"),
             "--threads", str(self._wanted.threads),
-            "--log-level", self._wanted.log_level,
+            "--preload", "--log-level", self._wanted.log_level,
         ]  # fmt: skip
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "pocketgrid.local.agent", str(os.getpid()), *arguments,
