@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pocketgrid_agent import postprocess
+from pocketgrid_agent import affine, postprocess
 from pocketgrid_agent.events import MASK_SOURCE, ZEROS_SOURCE, Binding, Order
 
 Array = npt.NDArray[Any]
@@ -194,7 +194,12 @@ class ShardRunner:
             if binding.source < 0 and column.lengths is None:
                 raise MalformedShardError(f"input {binding.input!r} is made from row lengths; there are none")
             values = column.values
-            if binding.source >= 0:
+            if binding.affine is not None:
+                # Done for each micro-batch: for the whole shard at once it would take four times the shard's memory.
+                why = "it is ragged" if column.lengths is not None else affine.problem(binding.affine, values.shape[1:])
+                if why:
+                    raise MalformedShardError(f"input {binding.input!r} cannot be scaled: {why}")
+            elif binding.source >= 0:
                 values = values.astype(binding.dtype, copy=False)
             starts = None if column.lengths is None else np.cumsum(column.lengths) - column.lengths
             sources.append(_Source(binding, values, column.lengths, starts))
@@ -259,12 +264,13 @@ class ShardRunner:
         outputs = self._run(self._names, feeds)
         finished = []
         batch = self._order.fixed_batch or count
-        for plan, output in zip(self._order.outputs, outputs, strict=True):
+        for plan, whole in zip(self._order.outputs, outputs, strict=True):
+            output, operations = postprocess.batch_first(whole, plan.operations)
             if output.ndim < 1 or len(output) != batch:
                 raise RunError(f"output {plan.name!r} has shape {output.shape} for {batch} items")
             values = output[:count]
             try:
-                for operation in plan.operations:
+                for operation in operations:
                     values = postprocess.apply(operation, values, lengths)
             except ValueError as error:
                 raise RunError(f"output {plan.name!r}: {error}") from error
@@ -275,7 +281,10 @@ class ShardRunner:
     def _feed(self, source: _Source, rows: Array | slice) -> tuple[Array, Array | None]:
         """One input of one micro-batch, and the true lengths of its rows if they are padded."""
         if source.lengths is None or source.starts is None:
-            return source.values[rows], None
+            values = source.values[rows]
+            if source.binding.affine is not None:
+                values = affine.apply(source.binding.affine, values).astype(source.binding.dtype, copy=False)
+            return values, None
         binding = source.binding
         lengths = source.lengths[rows]
         longest = int(lengths.max(initial=0))

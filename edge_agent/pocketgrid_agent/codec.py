@@ -24,7 +24,11 @@ _OPERATIONS = {
     pb.OPERATION_MEAN_POOL: ev.MEAN_POOL,
     pb.OPERATION_NORMALIZE: ev.NORMALIZE,
     pb.OPERATION_ARGMAX: ev.ARGMAX,
+    pb.OPERATION_BATCH_FIRST: ev.BATCH_FIRST,
 }
+
+FEATURES = (pb.FEATURE_AFFINE_INPUTS,)
+"""What this agent can do beyond the first release of the protocol; see `Hello.features`."""
 
 
 def event_of(message: pb.GatewayMessage) -> ev.Event | None:
@@ -57,8 +61,11 @@ def order_of(order: pb.WorkOrder) -> ev.Order:
     """A work order in the agent's words.
 
     Raises:
-        ProtocolError: it names an operation or dtype this version does not know, or no model.
+        ProtocolError: it requires a feature, or names an operation or dtype, that this version does not know, or it
+            names no model.
     """
+    if lacking := [f for f in order.requires if f not in FEATURES]:
+        raise ProtocolError(f"job {order.job}: this agent is too old for feature {lacking[0]}; update it")
     if len(order.model_sha256) != 64 or not set(order.model_sha256) <= set("0123456789abcdef"):
         raise ProtocolError(f"job {order.job}: {order.model_sha256!r} is no SHA-256 in lower-case hexadecimal")
     outputs = []
@@ -75,11 +82,23 @@ def order_of(order: pb.WorkOrder) -> ev.Order:
         job=order.job,
         model=order.model_sha256,
         model_bytes=order.model_bytes,
-        bindings=tuple(ev.Binding(b.input, b.source, b.dtype) for b in order.bindings),
+        bindings=tuple(_binding(order.job, b) for b in order.bindings),
         outputs=tuple(outputs),
         fixed_batch=order.fixed_batch,
         pad_token_id=order.pad_token_id,
     )
+
+
+def _binding(job: str, binding: pb.TensorBinding) -> ev.Binding:
+    affine = None
+    if binding.HasField("affine"):
+        told = binding.affine
+        affine = ev.Affine(
+            told.axis, tuple(told.scale) or (1.0,), tuple(told.mean) or (0.0,), tuple(told.std) or (1.0,)
+        )
+        if binding.source < 0 or not binding.dtype.startswith("float") or 0.0 in affine.std:
+            raise ProtocolError(f"job {job}: input {binding.input!r} cannot be scaled as told")
+    return ev.Binding(binding.input, binding.source, binding.dtype, affine, tuple(binding.item_shape))
 
 
 def _attempt(job: str, shard: pb.Shard) -> ev.Attempt:

@@ -13,12 +13,29 @@ Token = bytes
 
 
 @dataclass(frozen=True, slots=True)
+class Affine:
+    """(x * scale - mean) / std in float32, before the cast; see `Affine` in agent.proto.
+
+    Attributes:
+        axis: of an item, from 0, along which `scale`, `mean` and `std` differ where they have more than one value.
+        scale, mean, std: at least one value each; std is never 0.
+    """
+
+    axis: int = 0
+    scale: tuple[float, ...] = (1.0,)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True, slots=True)
 class Binding:
     """How one model input is filled; see `TensorBinding` in agent.proto."""
 
     input: str
     source: int
     dtype: str
+    affine: Affine | None = None
+    item_shape: tuple[int, ...] = ()
 
 
 MASK_SOURCE = -1
@@ -27,6 +44,7 @@ ZEROS_SOURCE = -2
 MEAN_POOL = "MeanPool"
 NORMALIZE = "Normalize"
 ARGMAX = "Argmax"
+BATCH_FIRST = "BatchFirst"
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def measure(
 
 
 def _size(model: Model, order: Order, items: int, fixed: int) -> BatchSize:
-    if fixed or not any(_open_sequence(model, binding.input) for binding in order.bindings):
+    if fixed or not any(_open_sequence(model, b.input) and not b.item_shape for b in order.bindings):
         return BatchSize(items)
     # Long rows in small runs and short rows in larger ones keep the length of a run about as it was measured.
     return BatchSize(4 * items, items * tuning.TOKENS_PER_ITEM)
@@ -168,10 +168,11 @@ def _synthetic(model: Model, order: Order, items: int, length: int) -> list[Colu
         if binding.source < 0:
             continue
         shape = model.inputs[binding.input].shape
-        if _open_sequence(model, binding.input):
+        if _open_sequence(model, binding.input) and not binding.item_shape:
             columns[binding.source] = _tokens(items, length, binding.dtype, shape[2:])
         else:
-            dense = tuple(length if d is None else d for d in shape[1:])
+            # Where the work order says what will come, nothing is left to guess.
+            dense = binding.item_shape or tuple(length if d is None else d for d in shape[1:])
             if columns[binding.source].lengths is not None and len(dense) == 1:
                 continue  # ragged tokens for a fixed length: padded when fed
             columns[binding.source] = Column(np.zeros((items, *dense), binding.dtype))

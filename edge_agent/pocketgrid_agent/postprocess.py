@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pocketgrid_agent.events import ARGMAX, MEAN_POOL, NORMALIZE
+from pocketgrid_agent.events import ARGMAX, BATCH_FIRST, MEAN_POOL, NORMALIZE
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +42,16 @@ def apply(operation: str, values: Array, lengths: Array | None) -> Array:
             raise ValueError(f"Argmax needs an axis to search, and the output has shape {values.shape}")
         return np.asarray(np.argmax(values, axis=-1), np.int64)
     raise ValueError(f"unknown operation {operation!r}; a newer agent may know it")
+
+
+def batch_first(output: Array, operations: tuple[str, ...]) -> tuple[Array, tuple[str, ...]]:
+    """The output of a run with its batch axis first, and what is left to do with it.
+
+    Apart from the other operations, because it has to come before padding items are cut off.
+    """
+    if operations[:1] != (BATCH_FIRST,):
+        return output, operations
+    return (np.swapaxes(output, 0, 1) if output.ndim > 1 else output), operations[1:]
 
 
 def mean_pool(values: Array, lengths: Array | None) -> Array:

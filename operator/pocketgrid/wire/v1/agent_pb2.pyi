@@ -7,16 +7,25 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FEATURE_UNSPECIFIED: _ClassVar[Feature]
+    FEATURE_AFFINE_INPUTS: _ClassVar[Feature]
+
 class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OPERATION_UNSPECIFIED: _ClassVar[Operation]
     OPERATION_MEAN_POOL: _ClassVar[Operation]
     OPERATION_NORMALIZE: _ClassVar[Operation]
     OPERATION_ARGMAX: _ClassVar[Operation]
+    OPERATION_BATCH_FIRST: _ClassVar[Operation]
+FEATURE_UNSPECIFIED: Feature
+FEATURE_AFFINE_INPUTS: Feature
 OPERATION_UNSPECIFIED: Operation
 OPERATION_MEAN_POOL: Operation
 OPERATION_NORMALIZE: Operation
 OPERATION_ARGMAX: Operation
+OPERATION_BATCH_FIRST: Operation
 
 class DeviceMessage(_message.Message):
     __slots__ = ("hello", "heartbeat", "results", "returned", "model_report", "draining", "fragment")
@@ -71,7 +80,7 @@ class Fragment(_message.Message):
     def __init__(self, index: _Optional[int] = ..., total: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "device_name", "boot_id", "owner", "node_name", "facts", "slots", "credits", "cached_models", "held", "labels")
+    __slots__ = ("protocol_version", "device_name", "boot_id", "owner", "node_name", "facts", "slots", "credits", "cached_models", "held", "labels", "features", "oldest_protocol_version")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +99,8 @@ class Hello(_message.Message):
     CACHED_MODELS_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     device_name: str
     boot_id: str
@@ -101,7 +112,9 @@ class Hello(_message.Message):
     cached_models: _containers.RepeatedScalarFieldContainer[str]
     held: _containers.RepeatedCompositeFieldContainer[HeldAttempt]
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, protocol_version: _Optional[int] = ..., device_name: _Optional[str] = ..., boot_id: _Optional[str] = ..., owner: _Optional[str] = ..., node_name: _Optional[str] = ..., facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., slots: _Optional[int] = ..., credits: _Optional[_Union[Credits, _Mapping]] = ..., cached_models: _Optional[_Iterable[str]] = ..., held: _Optional[_Iterable[_Union[HeldAttempt, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    features: _containers.RepeatedScalarFieldContainer[Feature]
+    oldest_protocol_version: int
+    def __init__(self, protocol_version: _Optional[int] = ..., device_name: _Optional[str] = ..., boot_id: _Optional[str] = ..., owner: _Optional[str] = ..., node_name: _Optional[str] = ..., facts: _Optional[_Union[DeviceFacts, _Mapping]] = ..., slots: _Optional[int] = ..., credits: _Optional[_Union[Credits, _Mapping]] = ..., cached_models: _Optional[_Iterable[str]] = ..., held: _Optional[_Iterable[_Union[HeldAttempt, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., oldest_protocol_version: _Optional[int] = ...) -> None: ...
 
 class DeviceFacts(_message.Message):
     __slots__ = ("kind", "arch", "os", "cores", "memory_bytes", "simd", "providers", "model_name", "agent_version", "engine", "opset")
@@ -150,16 +163,18 @@ class HeldAttempt(_message.Message):
     def __init__(self, job: _Optional[str] = ..., shard: _Optional[int] = ..., token: _Optional[bytes] = ..., finished: bool = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol_version", "session_id", "heartbeat_interval_ms", "silence_limit_ms")
+    __slots__ = ("protocol_version", "session_id", "heartbeat_interval_ms", "silence_limit_ms", "reconnect_spread_ms")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     SILENCE_LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
+    RECONNECT_SPREAD_MS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     session_id: str
     heartbeat_interval_ms: int
     silence_limit_ms: int
-    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., silence_limit_ms: _Optional[int] = ...) -> None: ...
+    reconnect_spread_ms: int
+    def __init__(self, protocol_version: _Optional[int] = ..., session_id: _Optional[str] = ..., heartbeat_interval_ms: _Optional[int] = ..., silence_limit_ms: _Optional[int] = ..., reconnect_spread_ms: _Optional[int] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason", "message", "retry", "retry_after_ms")
@@ -198,13 +213,19 @@ class Heartbeat(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., load1: _Optional[float] = ..., memory_available_bytes: _Optional[int] = ..., battery_percent: _Optional[float] = ..., charging: bool = ..., temperature_celsius: _Optional[float] = ..., network: _Optional[str] = ..., queued_shards: _Optional[int] = ..., running_shards: _Optional[int] = ..., unacknowledged_results: _Optional[int] = ...) -> None: ...
 
 class Pulse(_message.Message):
-    __slots__ = ("sequence",)
+    __slots__ = ("sequence", "heartbeat_interval_ms", "silence_limit_ms", "reconnect_spread_ms")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    SILENCE_LIMIT_MS_FIELD_NUMBER: _ClassVar[int]
+    RECONNECT_SPREAD_MS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
-    def __init__(self, sequence: _Optional[int] = ...) -> None: ...
+    heartbeat_interval_ms: int
+    silence_limit_ms: int
+    reconnect_spread_ms: int
+    def __init__(self, sequence: _Optional[int] = ..., heartbeat_interval_ms: _Optional[int] = ..., silence_limit_ms: _Optional[int] = ..., reconnect_spread_ms: _Optional[int] = ...) -> None: ...
 
 class WorkOrder(_message.Message):
-    __slots__ = ("job", "model_sha256", "model_bytes", "bindings", "outputs", "fixed_batch", "pad_token_id")
+    __slots__ = ("job", "model_sha256", "model_bytes", "bindings", "outputs", "fixed_batch", "pad_token_id", "requires")
     JOB_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -212,6 +233,7 @@ class WorkOrder(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     FIXED_BATCH_FIELD_NUMBER: _ClassVar[int]
     PAD_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUIRES_FIELD_NUMBER: _ClassVar[int]
     job: str
     model_sha256: str
     model_bytes: int
@@ -219,17 +241,34 @@ class WorkOrder(_message.Message):
     outputs: _containers.RepeatedCompositeFieldContainer[OutputPlan]
     fixed_batch: int
     pad_token_id: int
-    def __init__(self, job: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_bytes: _Optional[int] = ..., bindings: _Optional[_Iterable[_Union[TensorBinding, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputPlan, _Mapping]]] = ..., fixed_batch: _Optional[int] = ..., pad_token_id: _Optional[int] = ...) -> None: ...
+    requires: _containers.RepeatedScalarFieldContainer[Feature]
+    def __init__(self, job: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_bytes: _Optional[int] = ..., bindings: _Optional[_Iterable[_Union[TensorBinding, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputPlan, _Mapping]]] = ..., fixed_batch: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., requires: _Optional[_Iterable[_Union[Feature, str]]] = ...) -> None: ...
 
 class TensorBinding(_message.Message):
-    __slots__ = ("input", "source", "dtype")
+    __slots__ = ("input", "source", "dtype", "affine", "item_shape")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    AFFINE_FIELD_NUMBER: _ClassVar[int]
+    ITEM_SHAPE_FIELD_NUMBER: _ClassVar[int]
     input: str
     source: int
     dtype: str
-    def __init__(self, input: _Optional[str] = ..., source: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
+    affine: Affine
+    item_shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, input: _Optional[str] = ..., source: _Optional[int] = ..., dtype: _Optional[str] = ..., affine: _Optional[_Union[Affine, _Mapping]] = ..., item_shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Affine(_message.Message):
+    __slots__ = ("axis", "scale", "mean", "std")
+    AXIS_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    axis: int
+    scale: _containers.RepeatedScalarFieldContainer[float]
+    mean: _containers.RepeatedScalarFieldContainer[float]
+    std: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, axis: _Optional[int] = ..., scale: _Optional[_Iterable[float]] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class OutputPlan(_message.Message):
     __slots__ = ("output", "operations", "ragged")
