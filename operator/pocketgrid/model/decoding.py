@@ -77,7 +77,8 @@ class ImageDecode:
             no more than what covers the result.
         layout: None to conclude it from the model's input.
         fill: grey level of what the image does not cover, and of what lies behind transparent pixels.
-        scale, mean, std: see `Affine`; one value, or one per channel.
+        scale: see `Affine`.
+        mean, std: see `Affine`; one value, or one per channel.
     """
 
     width: int
@@ -89,7 +90,7 @@ class ImageDecode:
     layout: PixelLayout | None = None
     orientation: ImageOrientation = ImageOrientation.EXIF
     fill: int = 0
-    scale: tuple[float, ...] = (1.0,)
+    scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
@@ -101,7 +102,7 @@ class ImageDecode:
     @property
     def has_arithmetic(self) -> bool:
         """Whether anything is to be done to the pixels' values."""
-        return {*self.scale, *self.std} != {1.0} or set(self.mean) != {0.0}
+        return {self.scale, *self.std} != {1.0} or set(self.mean) != {0.0}
 
 
 @dataclass(frozen=True, slots=True)
