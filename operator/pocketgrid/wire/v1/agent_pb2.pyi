@@ -27,14 +27,29 @@ OPERATION_NORMALIZE: Operation
 OPERATION_ARGMAX: Operation
 OPERATION_BATCH_FIRST: Operation
 
+class CheckRequest(_message.Message):
+    __slots__ = ("protocol_version",)
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
+
+class CheckReply(_message.Message):
+    __slots__ = ("protocol_version", "unix_ms")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    unix_ms: int
+    def __init__(self, protocol_version: _Optional[int] = ..., unix_ms: _Optional[int] = ...) -> None: ...
+
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "heartbeat", "results", "returned", "model_report", "draining", "fragment")
+    __slots__ = ("hello", "heartbeat", "results", "returned", "model_report", "draining", "restraint", "fragment")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     RETURNED_FIELD_NUMBER: _ClassVar[int]
     MODEL_REPORT_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    RESTRAINT_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
@@ -42,8 +57,9 @@ class DeviceMessage(_message.Message):
     returned: Returned
     model_report: ModelReport
     draining: Draining
+    restraint: Restraint
     fragment: Fragment
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., results: _Optional[_Union[Results, _Mapping]] = ..., returned: _Optional[_Union[Returned, _Mapping]] = ..., model_report: _Optional[_Union[ModelReport, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., results: _Optional[_Union[Results, _Mapping]] = ..., returned: _Optional[_Union[Returned, _Mapping]] = ..., model_report: _Optional[_Union[ModelReport, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., restraint: _Optional[_Union[Restraint, _Mapping]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ...) -> None: ...
 
 class GatewayMessage(_message.Message):
     __slots__ = ("welcome", "refusal", "work_order", "lease", "revoke", "settled", "cancel", "drain", "pulse", "fragment")
@@ -211,6 +227,26 @@ class Heartbeat(_message.Message):
     running_shards: int
     unacknowledged_results: int
     def __init__(self, sequence: _Optional[int] = ..., load1: _Optional[float] = ..., memory_available_bytes: _Optional[int] = ..., battery_percent: _Optional[float] = ..., charging: bool = ..., temperature_celsius: _Optional[float] = ..., network: _Optional[str] = ..., queued_shards: _Optional[int] = ..., running_shards: _Optional[int] = ..., unacknowledged_results: _Optional[int] = ...) -> None: ...
+
+class Restraint(_message.Message):
+    __slots__ = ("level", "reason", "message")
+    class Level(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LEVEL_UNSPECIFIED: _ClassVar[Restraint.Level]
+        LEVEL_NONE: _ClassVar[Restraint.Level]
+        LEVEL_EASED: _ClassVar[Restraint.Level]
+        LEVEL_PAUSED: _ClassVar[Restraint.Level]
+    LEVEL_UNSPECIFIED: Restraint.Level
+    LEVEL_NONE: Restraint.Level
+    LEVEL_EASED: Restraint.Level
+    LEVEL_PAUSED: Restraint.Level
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    level: Restraint.Level
+    reason: str
+    message: str
+    def __init__(self, level: _Optional[_Union[Restraint.Level, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Pulse(_message.Message):
     __slots__ = ("sequence", "heartbeat_interval_ms", "silence_limit_ms", "reconnect_spread_ms")

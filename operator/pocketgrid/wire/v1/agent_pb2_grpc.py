@@ -44,6 +44,11 @@ class DeviceGatewayStub(object):
                 request_serializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.FetchModelRequest.SerializeToString,
                 response_deserializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.ModelChunk.FromString,
                 _registered_method=True)
+        self.Check = channel.unary_unary(
+                '/pocketgrid.wire.v1.DeviceGateway/Check',
+                request_serializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckRequest.SerializeToString,
+                response_deserializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckReply.FromString,
+                _registered_method=True)
 
 
 class DeviceGatewayServicer(object):
@@ -64,6 +69,13 @@ class DeviceGatewayServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Check(self, request, context):
+        """Whether this device would be let in, without attaching it: for people who look for a fault. Metadata as for Attach.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DeviceGatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +88,11 @@ def add_DeviceGatewayServicer_to_server(servicer, server):
                     servicer.FetchModel,
                     request_deserializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.FetchModelRequest.FromString,
                     response_serializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.ModelChunk.SerializeToString,
+            ),
+            'Check': grpc.unary_unary_rpc_method_handler(
+                    servicer.Check,
+                    request_deserializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckRequest.FromString,
+                    response_serializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +149,33 @@ class DeviceGateway(object):
             '/pocketgrid.wire.v1.DeviceGateway/FetchModel',
             pocketgrid_dot_wire_dot_v1_dot_agent__pb2.FetchModelRequest.SerializeToString,
             pocketgrid_dot_wire_dot_v1_dot_agent__pb2.ModelChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Check(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pocketgrid.wire.v1.DeviceGateway/Check',
+            pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckRequest.SerializeToString,
+            pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckReply.FromString,
             options,
             channel_credentials,
             insecure,
