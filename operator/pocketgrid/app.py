@@ -7,10 +7,12 @@ manifest or the command was wrong, 130 interrupted.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from collections.abc import Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,7 +20,7 @@ import typer
 
 from pocketgrid import __version__
 from pocketgrid.clock import SystemClock
-from pocketgrid.errors import InvalidSpecError, PocketGridError
+from pocketgrid.errors import InvalidSpecError, PocketGridError, StoreError
 from pocketgrid.history import HistoryFile
 from pocketgrid.settings import GatewaySettings, Settings
 from pocketgrid.telemetry.logs import LEVELS, configure_logs
@@ -27,6 +29,7 @@ T = TypeVar("T")
 
 EXIT_FAILED = 1
 EXIT_INVALID = 2
+EXIT_UNKNOWN = 3
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -139,6 +142,12 @@ def operator(
     liveness_endpoint: Annotated[
         str | None, typer.Option(help="URL to serve for liveness probes, such as http://0.0.0.0:8080/healthz.")
     ] = None,
+    lease_seconds: Annotated[
+        int,
+        typer.Option(
+            min=2, help="How long a leader that is not heard from keeps the lead; as short as its replacement."
+        ),
+    ] = 7,
     history: HistoryPath = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -153,24 +162,60 @@ def operator(
         host=host, port=int(port), server_names=tuple(dict.fromkeys(("localhost", host, *(server_name or ()))))
     )
     settings = Settings(state_dir=(state_dir or _default_state_dir() / "operator"), gateway=gateway)
-    cluster = Cluster(kubeconfig, context, namespace, liveness_endpoint)
+    cluster = Cluster(kubeconfig, context, namespace, liveness_endpoint, lease_seconds)
     asyncio.run(serve(settings, cluster, SystemClock(), _history(history)))
 
 
 @results_app.command("verify")
 def verify_results(
     uri: Annotated[str, typer.Argument(help="The job's output folder: an absolute path or a file:// URI.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Also compare this file with the model the output was computed with.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Recompute digests, row counts and keys of a finished output and compare them with its manifest."""
-    from pocketgrid.storage.results import read_manifest, verify
+    """Recompute digests, rows, order and keys of a finished output and compare them with its manifest and commit log.
 
-    problems = verify(uri)
-    for problem in problems:
-        typer.echo(problem)
-    if problems:
+    Exit status: 0 all is as it should be, 1 something is wrong, 2 the URI is wrong, 3 it could not be told, since the
+    job has not finished or a file could not be read.
+    """
+    from pocketgrid.storage.results import Verification, verify_output
+
+    def check() -> Verification:
+        if json_output or not sys.stderr.isatty():
+            return verify_output(uri, model=model)
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+        with Progress(BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task("verify")
+            return verify_output(
+                uri, model=model, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            )
+
+    try:
+        result = check()
+    except StoreError as exc:
+        if json_output:
+            typer.echo(json.dumps({"uri": uri, "intact": None, "error": str(exc)}))
+        else:
+            _complain(str(exc))
+        raise typer.Exit(EXIT_UNKNOWN) from exc
+    manifest = result.manifest
+    counts = {"items": manifest.items, "rows": manifest.rows, "failed": manifest.failed, "parts": len(manifest.parts)}
+    if json_output:
+        findings = [asdict(f) for f in result.findings]
+        report = {"uri": uri, "intact": result.intact, **counts, "findings": findings, "notes": result.notes}
+        typer.echo(json.dumps(report))
+    else:
+        for line in (*result.findings, *result.notes):
+            typer.echo(str(line))
+        if result.intact:
+            typer.echo(
+                f"{manifest.rows:,} rows and {manifest.failed:,} failed in {len(manifest.parts)} parts: as it should be"
+            )
+    if not result.intact:
         raise typer.Exit(EXIT_FAILED)
-    manifest = read_manifest(uri)
-    typer.echo(f"{manifest.rows:,} rows and {manifest.failed:,} failed in {len(manifest.parts)} parts: as it should be")
 
 
 def _run_until_signalled(work: Coroutine[Any, Any, T]) -> T:

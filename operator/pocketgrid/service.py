@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketgrid.clock import Clock
+from pocketgrid.controller.leader import LeaseTiming
 from pocketgrid.controller.run import run_controller
 from pocketgrid.engine.engine import Engine
 from pocketgrid.engine.history import Recorder
@@ -30,6 +31,7 @@ class Cluster:
     context: str | None
     namespace: str
     liveness_endpoint: str | None
+    lease_seconds: int
 
 
 async def serve(settings: Settings, cluster: Cluster, clock: Clock, recorder: Recorder | None = None) -> None:
@@ -64,6 +66,7 @@ async def serve(settings: Settings, cluster: Cluster, clock: Clock, recorder: Re
                     ready=ready,
                     idle=idle,
                     clock=clock,
+                    timing=LeaseTiming.lasting(cluster.lease_seconds),
                 ),
                 name="controller",
             )

@@ -22,6 +22,7 @@ from pocketgrid.errors import PeerError, RefusedError
 
 if TYPE_CHECKING:
     import kopf
+    from aiohttp import ClientSession
     from kubernetes.aio.client import ApiClient, Configuration
 
 Json = dict[str, Any]
@@ -38,6 +39,14 @@ PAGE = 500
 
 class UnavailableError(PeerError):
     """The API server cannot be reached, is overloaded or broken; the same call may succeed later."""
+
+
+class FencedError(PeerError):
+    """This process may not write any more, or not at this moment."""
+
+
+class ForbiddenError(RefusedError):
+    """This operator's account lacks the right; granting it is enough, whoever asks tries again."""
 
 
 class NotFoundError(RefusedError):
@@ -93,8 +102,10 @@ EDGE_NODES = _endpoint(EdgeNode)
 class Cluster:
     """One API server and the right to talk to it. Made by `connect`."""
 
-    def __init__(self, api: ApiClient) -> None:
+    def __init__(self, api: ApiClient, may_write: Callable[[], bool] = lambda: True) -> None:
         self._api = api
+        self._may_write = may_write
+        self._sessions: list[ClientSession] = []
 
     @classmethod
     @asynccontextmanager
@@ -112,7 +123,21 @@ class Cluster:
 
         configuration = await _configuration(kubeconfig, context)
         async with ApiClient(configuration) as api:
-            yield cls(api)
+            cluster = cls(api)
+            try:
+                yield cluster
+            finally:
+                # kopf closes those it has begun to use.
+                for session in cluster._sessions:
+                    await session.close()
+
+    def fenced(self, may_write: Callable[[], bool]) -> Self:
+        """The same, but each write is sent only if `may_write` says so at that moment.
+
+        A process that was stopped in the middle of several calls does not know how much time has passed; what it was
+        about to write may be somebody else's to write by now.
+        """
+        return type(self)(self._api, may_write)
 
     async def get(self, endpoint: Endpoint, name: str, namespace: str = "") -> Json:
         """Read one object."""
@@ -170,14 +195,19 @@ class Cluster:
         body = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": uid}}
         await self._call("DELETE", endpoint.path(name, namespace), None, body)
 
-    async def kopf_login(self) -> kopf.ConnectionInfo:
-        """The same credentials, in kopf's words."""
+    async def kopf_login(self) -> kopf.AiohttpSession:
+        """The same credentials, in kopf's words, over connections that are used for one request each.
+
+        A connection that went half open while it was idle would otherwise be taken for the next watch, and each of them
+        costs as long as a watch may be silent.
+        """
+        import aiohttp
         import kopf
 
         configuration = self._api.configuration
         header = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization") or ""
         scheme, _, token = header.rpartition(" ")
-        return kopf.ConnectionInfo(
+        login = kopf.ConnectionInfo(
             server=configuration.host,
             ca_path=configuration.ssl_ca_cert,
             insecure=not configuration.verify_ssl,
@@ -185,8 +215,11 @@ class Cluster:
             token=token or None,
             certificate_path=configuration.cert_file,
             private_key_path=configuration.key_file,
-            proxy_url=configuration.proxy,
         )
+        connector = aiohttp.TCPConnector(limit=0, ssl=login.as_ssl_context(), force_close=True)
+        session = aiohttp.ClientSession(connector=connector, headers=login.as_http_headers(), proxy=configuration.proxy)
+        self._sessions = [*(s for s in self._sessions if not s.closed), session]
+        return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
 
     async def _call(
         self,
@@ -198,6 +231,8 @@ class Cluster:
     ) -> Json:
         import aiohttp
 
+        if method != "GET" and not self._may_write():
+            raise FencedError(f"{method} {path}: not sent, another operator may lead by now")
         headers = {"Accept": "application/json", "Content-Type": content_type}
         try:
             # The deadline covers the body as well, which the library leaves for us to read.
@@ -254,6 +289,10 @@ async def _configuration(kubeconfig: Path | None, context: str | None) -> Config
 def _refusal(call: str, status: int, answer: Json) -> PeerError:
     reason = answer.get("reason") or f"Status{status}"
     message = f"{call}: {answer.get('message') or 'no message'}"
+    if status == 403 and "is being terminated" not in message:
+        # The server's own words name account, verb, resource and group.
+        remedy = "grant the operator's account this right with a Role or ClusterRole, it will try again"
+        return ForbiddenError(reason, f"{message}; {remedy}", retry=True)
     if status == 404:
         return NotFoundError(reason, message, retry=False)
     if status == 409:

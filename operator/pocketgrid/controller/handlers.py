@@ -8,7 +8,7 @@ annotations can be; and every handler may run again for an object it has seen.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import kopf
@@ -22,6 +22,16 @@ from pocketgrid.controller.intake import Intake
 from pocketgrid.controller.nodes import NodeKeeper
 
 FINALIZER = f"{GROUP}/job"
+
+WATCH_S = 10
+"""How long the API server keeps one watch, whole seconds; kopf then goes on from where it was. The server says a word
+two seconds before (a bookmark), so silence is never longer than this on a link that works."""
+
+SILENCE_S = 12.0
+"""A watch on which nothing has come for so long is half open; kopf then connects anew and misses nothing."""
+
+LOGIN_PAUSE_S = 2.0
+"""Between two logins, if the API server does not accept the first."""
 
 REMOVAL_S = 30.0
 """How long a job's last commits may take before its deletion is looked at again."""
@@ -45,6 +55,9 @@ def build_settings() -> kopf.OperatorSettings:
     settings.persistence.diffbase_storage = GenerationStorage(prefix=GROUP, key="last-handled-generation", v1=False)
     # All kinds are there before it starts; looking out for new ones would take rights to read all of them.
     settings.scanning.disabled = True
+    settings.watching.server_timeout = WATCH_S
+    settings.watching.inactivity_timeout = SILENCE_S
+    settings.watching.connect_timeout = 3.0
     settings.networking.request_timeout = 10.0
     settings.networking.error_backoffs = (0.5, 1, 2, 4)
     settings.queueing.exit_timeout = 1.0
@@ -54,15 +67,28 @@ def build_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def build_registry(cluster: Cluster, intake: Intake, nodes: NodeKeeper) -> kopf.OperatorRegistry:
-    """All handlers, in a registry of their own."""
+def build_registry(
+    cluster: Cluster, intake: Intake, nodes: NodeKeeper, listed: Callable[[], None]
+) -> kopf.OperatorRegistry:
+    """All handlers, in a registry of their own.
+
+    Args:
+        listed: called for each object that comes from a list: kopf lists when it begins and when a watch has expired,
+            and a list does not tell what was deleted before it.
+    """
     registry = kopf.OperatorRegistry()
     jobs = (GROUP, VERSION, InferenceJob.resource.plural)
     classes = (GROUP, VERSION, HardwareClass.resource.plural)
     edge_nodes = (GROUP, VERSION, EdgeNode.resource.plural)
+    logins = 0
 
     @kopf.on.login(registry=registry)
-    async def login(**_: Any) -> kopf.ConnectionInfo:
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        nonlocal logins
+        logins += 1
+        if logins > 1:
+            # What was refused may be refused again: a token can be replaced, but not at any moment.
+            await asyncio.sleep(LOGIN_PAUSE_S)
         return await cluster.kopf_login()
 
     @kopf.on.resume(*jobs, registry=registry)
@@ -82,6 +108,8 @@ def build_registry(cluster: Cluster, intake: Intake, nodes: NodeKeeper) -> kopf.
 
     @kopf.on.event(*jobs, registry=registry)
     async def see_job(event: Mapping[str, Any], body: kopf.Body, uid: str, **_: Any) -> None:
+        if event["type"] is None:
+            listed()
         if event["type"] == "DELETED":
             await intake.drop_job(uid)
         else:
@@ -89,6 +117,8 @@ def build_registry(cluster: Cluster, intake: Intake, nodes: NodeKeeper) -> kopf.
 
     @kopf.on.event(*classes, registry=registry)
     async def see_class(event: Mapping[str, Any], body: kopf.Body, name: str, uid: str, **_: Any) -> None:
+        if event["type"] is None:
+            listed()
         if event["type"] == "DELETED":
             intake.drop_class(name, uid)
         else:
@@ -96,6 +126,8 @@ def build_registry(cluster: Cluster, intake: Intake, nodes: NodeKeeper) -> kopf.
 
     @kopf.on.event(*edge_nodes, registry=registry)
     async def see_edge_node(event: Mapping[str, Any], body: kopf.Body, name: str, uid: str, **_: Any) -> None:
+        if event["type"] is None:
+            listed()
         if event["type"] == "DELETED":
             intake.drop_edge_node(name, uid)
         else:
@@ -103,6 +135,8 @@ def build_registry(cluster: Cluster, intake: Intake, nodes: NodeKeeper) -> kopf.
 
     @kopf.on.event("", "v1", "nodes", registry=registry)
     async def see_node(event: Mapping[str, Any], body: kopf.Body, **_: Any) -> None:
+        if event["type"] is None:
+            listed()
         if event["type"] == "DELETED":
             nodes.gone(body)
         else:

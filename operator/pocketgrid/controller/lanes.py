@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from pocketgrid.clock import Clock, Rng
-from pocketgrid.controller.client import UnavailableError
+from pocketgrid.controller.client import FencedError, UnavailableError
 from pocketgrid.errors import PeerError
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ class Lanes:
     """Runs writes in the background. Use as an async context manager; leaving it cancels what is under way.
 
     Args:
-        permitted: asked before each write; false while another operator may lead.
+        permitted: asked before each write; false while another operator may lead. (A write of several calls asks
+            again before each of them: see `Cluster.fenced`.)
     """
 
     def __init__(self, clock: Clock, rng: Rng, permitted: Callable[[], bool]) -> None:
@@ -83,7 +84,11 @@ class Lanes:
     async def _run(self, key: str, lane: _Lane, write: Callable[[], Awaitable[None]]) -> None:
         try:
             async with self._slots:
-                await write()
+                # It may have waited for its turn too long; there will be another look.
+                if self._permitted():
+                    await write()
+        except FencedError as exc:
+            log.info("write given up object=%s cause=%s", key, exc)
         except PeerError as exc:
             self._fail(key, lane, exc, expected=isinstance(exc, UnavailableError))
         except Exception as exc:

@@ -2,6 +2,8 @@
 
 The leader keeps renewing a Lease. A candidate takes it over when it has seen it unchanged for the Lease's whole
 duration on its own monotonic clock: what time the holder wrote into it is for people, because clocks differ and jump.
+Time in which a candidate could not look does not count, so that after an outage of the API server the leader has a
+whole duration to renew, and an outage alone changes no leader.
 All writes carry the resource version that was read, so of two candidates one loses. A clean stop empties the holder,
 and the next candidate needs not wait.
 
@@ -51,6 +53,12 @@ class LeaseTiming:
     renew_seconds: float = 2.0
     poll_seconds: float = 0.5
 
+    @classmethod
+    def lasting(cls, lease_seconds: int) -> LeaseTiming:
+        """The same proportions for another duration, whole seconds >= 2."""
+        usual = cls()
+        return cls(lease_seconds, renew_seconds=usual.renew_seconds * lease_seconds / usual.lease_seconds)
+
 
 class Election:
     """This process's part in the election.
@@ -72,6 +80,7 @@ class Election:
         self._renewed_at = 0.0
         self._seen_version = ""
         self._seen_at = 0.0
+        self._looked_at = 0.0
         self._seen_holder = ""
 
     @property
@@ -160,12 +169,14 @@ class Election:
 
     def _expired(self, lease: Json, spec: Json) -> bool:
         now, version = self._clock.monotonic(), lease["metadata"]["resourceVersion"]
-        if version != self._seen_version:
+        duration = float(spec.get("leaseDurationSeconds") or self._timing.lease_seconds)
+        blind, self._looked_at = now - self._looked_at > max(duration / 2, TRY_S), now
+        if version != self._seen_version or blind:
             self._seen_version, self._seen_at = version, now
         if spec["holderIdentity"] != self._seen_holder:
             self._seen_holder = spec["holderIdentity"]
             log.info("waiting, another operator leads identity=%s leader=%s", self._identity, self._seen_holder)
-        return now - self._seen_at >= float(spec.get("leaseDurationSeconds") or self._timing.lease_seconds)
+        return now - self._seen_at >= duration
 
     async def _create(self, began: float) -> bool:
         manifest: Json = {

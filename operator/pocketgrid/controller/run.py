@@ -31,7 +31,11 @@ from pocketgrid.errors import PeerError
 log = logging.getLogger(__name__)
 
 RESYNC_S = 60.0
-"""How often everything is listed, for what watches may miss: deletions while they were being started again."""
+"""How often everything is listed at the latest. What watches miss by their nature (what was deleted before a list with
+which one of them began anew) is looked for right after such a list; this is for a kind of which nothing is left."""
+
+GATHER_S = 1.0
+"""Lists come in groups, when an API server has been restarted; one look serves them all."""
 
 RETRY_S = 1.0
 FLUSH_S = 5.0
@@ -74,8 +78,13 @@ async def run_controller(
     clock, rng = clock or SystemClock(), rng or system_rng()
     # Seconds on a small board: not on the loop, and not while a Lease has to be renewed.
     await asyncio.to_thread(_load_libraries)
-    async with Cluster.connect(kubeconfig, context) as cluster:
-        election = Election(cluster, namespace, identity or _identity(), clock, timing)
+    # The election has connections of its own: it can try again at once when one is half open, while a pool of them may
+    # have many such, each of which has to be found out.
+    async with (
+        Cluster.connect(kubeconfig, context) as cluster,
+        Cluster.connect(kubeconfig, context) as electorate,
+    ):
+        election = Election(electorate, namespace, identity or _identity(), clock, timing)
         async with serve_liveness(liveness_endpoint, lambda: election.certain):
             if not await _unless(stop, election.acquire()):
                 return
@@ -124,27 +133,28 @@ async def _work(
     records = Records()
     intake = Intake(engine, records)
     async with Lanes(clock, rng, lambda: election.certain) as lanes:
-        nodes = NodeKeeper(cluster, engine, records, lanes, clock, rng)
-        publisher = Publisher(cluster, engine, records, nodes, lanes, clock)
+        writer = cluster.fenced(lambda: election.certain)
+        nodes = NodeKeeper(writer, engine, records, lanes, clock, rng)
+        publisher = Publisher(writer, engine, records, nodes, lanes, clock)
         if not await _unless(stop, _read_everything(cluster, engine, intake, nodes)):
             return
 
-        async def resync() -> None:
-            await _resync(cluster, intake, nodes, records)
-
+        listed = asyncio.Event()
         tasks = [
             asyncio.create_task(
                 watch(
-                    lambda: build_registry(cluster, intake, nodes),
+                    lambda: build_registry(cluster, intake, nodes, listed.set),
                     build_settings,
-                    resync,
+                    listed.set,
                     stop,
                     ready,
                 ),
                 name="controller-watch",
             ),
             asyncio.create_task(_follow(engine, publisher), name="controller-publish"),
-            asyncio.create_task(_resync_often(cluster, intake, nodes, records), name="controller-resync"),
+            asyncio.create_task(
+                _resync_often(cluster, intake, nodes, records, listed, ready), name="controller-resync"
+            ),
         ]
         asked = asyncio.create_task(stop.wait(), name="controller-stop")
         try:
@@ -197,29 +207,48 @@ def _look(publisher: Publisher) -> None:
         log.exception("cannot compare the cluster with the engine")
 
 
-async def _resync_often(cluster: Cluster, intake: Intake, nodes: NodeKeeper, records: Records) -> None:
+async def _resync_often(
+    cluster: Cluster, intake: Intake, nodes: NodeKeeper, records: Records, listed: asyncio.Event, ready: asyncio.Event
+) -> None:
+    await ready.wait()
+    # The first lists are of what has been read already.
+    listed.clear()
     while True:
-        await asyncio.sleep(RESYNC_S)
-        await _resync(cluster, intake, nodes, records)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RESYNC_S):
+                await listed.wait()
+        await asyncio.sleep(GATHER_S)
+        listed.clear()
+        complaint = ""
+        while True:
+            try:
+                await _resync(cluster, intake, nodes, records)
+                break
+            except PeerError as exc:
+                if str(exc) != complaint:
+                    complaint = str(exc)
+                    log.info("cannot list what there is, watches go on cause=%s", exc)
+            await asyncio.sleep(RETRY_S)
 
 
 async def _resync(cluster: Cluster, intake: Intake, nodes: NodeKeeper, records: Records) -> None:
-    try:
-        found, version = await cluster.list(NODES)
-        nodes.listed(found, int(version))
-        classes, version = await cluster.list(CLASSES)
-        for name, record in _missing(records.classes, classes, int(version)):
-            intake.drop_class(name, record.uid)
-        edge_nodes, version = await cluster.list(EDGE_NODES)
-        for name, record in _missing(records.edge_nodes, edge_nodes, int(version)):
-            intake.drop_edge_node(name, record.uid)
-        listed, version = await cluster.list(JOBS)
-        uids = {body["metadata"]["uid"] for body in listed}
-        for uid, job in list(records.jobs.items()):
-            if uid not in uids and job.version <= int(version):
-                await intake.drop_job(uid)
-    except PeerError as exc:
-        log.info("cannot list what there is, watches go on cause=%s", exc)
+    found, version = await cluster.list(NODES)
+    nodes.listed(found, int(version))
+    classes, version = await cluster.list(CLASSES)
+    for body in classes:
+        intake.take_class(body)
+    for name, record in _missing(records.classes, classes, int(version)):
+        intake.drop_class(name, record.uid)
+    edge_nodes, version = await cluster.list(EDGE_NODES)
+    for body in edge_nodes:
+        intake.take_edge_node(body)
+    for name, record in _missing(records.edge_nodes, edge_nodes, int(version)):
+        intake.drop_edge_node(name, record.uid)
+    listed, version = await cluster.list(JOBS)
+    uids = {body["metadata"]["uid"] for body in listed}
+    for uid, job in list(records.jobs.items()):
+        if uid not in uids and job.version <= int(version):
+            await intake.drop_job(uid)
 
 
 def _missing(known: dict[str, Any], bodies: list[dict[str, Any]], version: int) -> list[tuple[str, Any]]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import kopf
 
@@ -24,7 +24,7 @@ STOP_S = 10.0
 async def watch(
     build_registry: Callable[[], kopf.OperatorRegistry],
     build_settings: Callable[[], kopf.OperatorSettings],
-    catch_up: Callable[[], Awaitable[None]],
+    restarted: Callable[[], None],
     stop: asyncio.Event,
     ready: asyncio.Event,
 ) -> None:
@@ -33,12 +33,15 @@ async def watch(
     Args:
         build_registry: makes the handlers, anew for each start.
         build_settings: makes the settings, anew for each start.
-        catch_up: finds what was missed; awaited after each start but the first.
+        restarted: called after each start but the first: something may have been missed.
         stop: set when the process is asked to end by a signal.
         ready: set when watching has begun.
     """
     # What it does for each object is worth a line when debugging it, not in production.
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    # It complains of every attempt of every request; what is worth a line is that all of them have failed, below.
+    logging.getLogger(kopf.__name__ + "._cogs.clients").setLevel(logging.CRITICAL)
+    complaints: set[str] = set()
     while True:
         started = asyncio.Event()
         tasks = await kopf.spawn_tasks(
@@ -54,16 +57,33 @@ async def watch(
             done, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             if waiting in done:
                 if ready.is_set():
-                    await catch_up()
+                    log.info("watching again")
+                    restarted()
+                complaints.clear()
                 ready.set()
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
             for task in done - {waiting}:
-                if not task.cancelled() and (cause := task.exception()) is not None:
-                    log.warning("watching ended, starts again task=%s cause=%r", task.get_name(), cause)
+                cause = None if task.cancelled() else task.exception()
+                if cause is not None and (complaint := _complaint(cause)) not in complaints:
+                    complaints.add(complaint)
+                    log.warning("watching ended, is tried again until it works cause=%s", complaint)
         finally:
             await _end(tasks)
         await asyncio.sleep(RESTART_S)
+
+
+def _complaint(cause: BaseException) -> str:
+    """One line that names what was asked for; kopf's errors carry the API server's whole answer."""
+    text = str(cause.args[0]) if cause.args and isinstance(cause.args[0], str) else str(cause)
+    match getattr(cause, "status", None):
+        case 403:
+            remedy = "; grant the operator's account this right with a ClusterRole"
+        case 404:
+            remedy = "; apply the CustomResourceDefinitions"
+        case _:
+            remedy = ""
+    return f"{type(cause).__name__}: {text}{remedy}"
 
 
 async def _end(tasks: object) -> None:
