@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,13 @@ WELCOME_SECONDS = 10.0
 
 LONGEST_SILENCE_SECONDS = 9.0
 """A gateway may ask for less, not for more: a half-open link must not hide for longer."""
+
+SILENT_BEATS = 4.0
+"""Except from a gateway with so many idle devices that it wants to hear rarely of each: so many heartbeats may then go
+unanswered, the last of them included."""
+
+SHORTEST_HEARTBEAT_SECONDS, LONGEST_HEARTBEAT_SECONDS, LONGEST_SPREAD_SECONDS = 0.05, 15.0, 600.0
+"""What a gateway may ask for."""
 
 CHUNK_SECONDS = 30.0
 """Between two chunks of a model."""
@@ -68,6 +76,10 @@ _REFUSED_FETCHES = {
 
 class LinkDownError(PeerError):
     """The stream is gone or silent; dialling again may help."""
+
+
+class CrowdedError(LinkDownError):
+    """There is a gateway, and it has no time for this device."""
 
 
 class PostponedError(RefusedError):
@@ -156,12 +168,17 @@ class Stream:
         self._heartbeat: pb.DeviceMessage | None = None
         self._something = asyncio.Event()
         self._idle = asyncio.Event()
+        self._paced = asyncio.Event()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._last_heard = 0.0
         self._session_id = ""
         self._heartbeat_s = 1.0
         self._silence_s = LONGEST_SILENCE_SECONDS
+        self.answered = 0
+        """Sequence number of the last heartbeat that was answered."""
+        self.spread_s = 0.0
+        """Over how long a time this device and others spread, should they all lose their streams."""
         self.ending = "the stream ended"
 
     # ---- life ----
@@ -176,7 +193,7 @@ class Stream:
                     await self._write(piece)
                 message = await self._read()
         except TimeoutError as error:
-            raise LinkDownError(f"no Welcome within {WELCOME_SECONDS:.0f} s") from error
+            raise CrowdedError(f"no Welcome within {WELCOME_SECONDS:.0f} s") from error
         match message.WhichOneof("body"):
             case "welcome":
                 welcome = message.welcome
@@ -189,14 +206,13 @@ class Stream:
                 f"the gateway speaks version {welcome.protocol_version}, this agent {framing.PROTOCOL_VERSION}"
             )
         self._session_id = welcome.session_id
-        self._heartbeat_s = max(0.05, (welcome.heartbeat_interval_ms or 2000) / 1000)
-        self._silence_s = min(LONGEST_SILENCE_SECONDS, (welcome.silence_limit_ms or 10_000) / 1000)
+        self._pace(welcome)
         self._last_heard = asyncio.get_running_loop().time()
         return welcome
 
     async def serve(self) -> None:
         """Carry messages until the stream ends. Raises LinkDownError, RefusedError, ProtocolError."""
-        parts: list[Awaitable[None]] = [self._listen(), self._speak(), self._beat(), self._watch()]
+        parts: list[Awaitable[None]] = [self._listen(), self._speak(), self._beat()]
         tasks = [asyncio.ensure_future(part) for part in parts]
         try:
             await asyncio.wait([*tasks, self._ended], return_when=asyncio.FIRST_COMPLETED)
@@ -298,24 +314,56 @@ class Stream:
             raise await self._why(error) from error
 
     async def _beat(self) -> None:
-        sequence = 0
+        """Report as often as the gateway wants; raise once nothing has arrived for too long.
+
+        Each heartbeat is answered, so silence is trouble.
+        """
+        loop = asyncio.get_running_loop()
+        sequence, last = 0, float("-inf")
         while True:
-            sequence += 1
-            heartbeat = await self._owner.heartbeat(sequence)
-            # At most one waits: of two unsent heartbeats the newer says it all.
-            self._heartbeat = pb.DeviceMessage(heartbeat=heartbeat)
-            self._wake()
-            await asyncio.sleep(self._heartbeat_s)
+            now = loop.time()
+            quiet_s = now - self._last_heard
+            if quiet_s >= self._silence_s:
+                raise LinkDownError(f"nothing heard for {quiet_s:.1f} s")
+            if now >= last + self._heartbeat_s:
+                sequence, last = sequence + 1, now
+                heartbeat = await self._owner.heartbeat(sequence)
+                # At most one waits: of two unsent heartbeats the newer says it all.
+                self._heartbeat = pb.DeviceMessage(heartbeat=heartbeat)
+                self._wake()
+            self._paced.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(last + self._heartbeat_s, self._last_heard + self._silence_s)):
+                    await self._paced.wait()
+
+    def _answer(self, pulse: pb.Pulse) -> None:
+        """The gateway has heard of us, and may want to hear more often or less."""
+        self.answered = pulse.sequence
+        if pulse.heartbeat_interval_ms:
+            self._pace(pulse)
+            self._paced.set()
+
+    def _pace(self, wanted: pb.Welcome | pb.Pulse) -> None:
+        heartbeat_s = (wanted.heartbeat_interval_ms or 2000) / 1000
+        silence_s = (wanted.silence_limit_ms or 10_000) / 1000
+        self._heartbeat_s = min(max(SHORTEST_HEARTBEAT_SECONDS, heartbeat_s), LONGEST_HEARTBEAT_SECONDS)
+        self._silence_s = min(silence_s, max(LONGEST_SILENCE_SECONDS, SILENT_BEATS * self._heartbeat_s))
+        self.spread_s = min(wanted.reconnect_spread_ms / 1000, LONGEST_SPREAD_SECONDS)
 
     # ---- listening ----
 
     async def _listen(self) -> None:
         while True:
             message = await self._read()
-            if message.WhichOneof("body") == "refusal":
-                raise PostponedError(message.refusal)
-            if message.WhichOneof("body") not in ("pulse", "welcome", None):
-                self._owner.received(message)
+            match message.WhichOneof("body"):
+                case "refusal":
+                    raise PostponedError(message.refusal)
+                case "pulse":
+                    self._answer(message.pulse)
+                case "welcome" | None:
+                    pass
+                case _:
+                    self._owner.received(message)
 
     async def _read(self) -> pb.GatewayMessage:
         while True:
@@ -329,15 +377,6 @@ class Stream:
             whole = self._incoming.feed(message)
             if whole is not None:
                 return whole
-
-    async def _watch(self) -> None:
-        """Raise once nothing has arrived for too long; each heartbeat is answered, so silence is trouble."""
-        loop = asyncio.get_running_loop()
-        while True:
-            quiet_s = loop.time() - self._last_heard
-            if quiet_s >= self._silence_s:
-                raise LinkDownError(f"nothing heard for {quiet_s:.1f} s")
-            await asyncio.sleep(self._silence_s - quiet_s)
 
     async def _why(self, error: BaseException | None) -> PeerError:
         """Why the call ended, in our own words."""
@@ -384,4 +423,14 @@ def _translated(code: grpc.StatusCode | None, details: str | None) -> PeerError:
         return RefusedError(reason, details or "the gateway does not accept this device", retry=False)
     if code is grpc.StatusCode.OK:
         return LinkDownError("the gateway closed the stream")
-    return LinkDownError(f"{code.name if code else 'UNKNOWN'}: {details or 'no details'}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return CrowdedError(f"the gateway has too much to do: {details or 'no details'}")
+    return LinkDownError(f"{code.name if code else 'UNKNOWN'}: {details or 'no details'}{_about_clocks(details or '')}")
+
+
+def _about_clocks(details: str) -> str:
+    """What to do if a certificate was refused for its dates alone, in OpenSSL's words; otherwise nothing."""
+    if "certificate is not yet valid" not in details and "certificate has expired" not in details:
+        return ""
+    said = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return f"; compare this device's clock, which says {said}, with the gateway's, and set the one that is wrong"

@@ -65,6 +65,25 @@ class ManualClock:
         self.seconds += seconds
 
 
+class ForwardWall:
+    """Wall-clock time that never goes back and follows jumps forward, for those who read progress from it.
+
+    While the wall clock is behind what was told before, time goes on at the pace of the monotonic clock.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._told = clock.wall()
+        self._at = clock.monotonic()
+
+    def now(self) -> float:
+        """Seconds since the Unix epoch, never less than the last answer."""
+        at = self._clock.monotonic()
+        self._told = max(self._clock.wall(), self._told + max(0.0, at - self._at))
+        self._at = at
+        return self._told
+
+
 def system_rng() -> Rng:
     """A generator seeded from the operating system."""
     return random.Random()

@@ -68,7 +68,8 @@ class World:
 
     @asynccontextmanager
     async def operator(self, **changes: Any) -> AsyncIterator[Operator]:
-        async with Engine(SETTINGS, SystemClock(), self.folder / "models", nodes_from_facts=False) as engine:
+        clock = changes.get("clock") or SystemClock()
+        async with Engine(SETTINGS, clock, self.folder / "models", nodes_from_facts=False) as engine:
             operator = Operator(self, engine)
             arguments: dict[str, Any] = {
                 "kubeconfig": self.control_plane.kubeconfig,

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from pocketgrid.clock import Clock, Rng
+from pocketgrid.clock import Clock, ForwardWall, Rng
 from pocketgrid.controller.client import LEASES, NODES, Cluster, ConflictError, Json, NotFoundError
 from pocketgrid.controller.lanes import Lanes
 from pocketgrid.controller.manifests import (
@@ -86,6 +86,8 @@ class NodeKeeper:
         self._named: set[str] = set()
         self._refused: dict[DeviceName, Explanation] = {}
         self._began = clock.monotonic()
+        # A node controller takes a renewal for one only if its time is later than the last one's.
+        self._renewals = ForwardWall(clock)
         self.obstacles: dict[DeviceName, Explanation] = {}
         """By device, why it has no Node that could represent it."""
 
@@ -317,7 +319,7 @@ class NodeKeeper:
 
     async def _renew(self, kept: _Kept, record: NodeRecord) -> None:
         first = not kept.lease_due
-        lease = build_node_lease(record.name, record.uid, self._clock.wall())
+        lease = build_node_lease(record.name, record.uid, self._renewals.now())
         # A restarted operator finds all its devices at once; their renewals are spread from then on.
         spread = self._rng.random() if first else 0.9 + self._rng.random() / 10
         await self._cluster.apply(LEASES, lease, NODE_LEASE_NAMESPACE, force=True)
