@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from pocketgrid.api.v1alpha1 import decode as manifest_decode
 from pocketgrid.api.v1alpha1 import hardware_class, inference_job
 from pocketgrid.api.v1alpha1.conditions import RefusalReason
 from pocketgrid.api.v1alpha1.meta import Body, Kind, ObjectMeta
 from pocketgrid.api.validation import Violation, parse
 from pocketgrid.errors import InvalidSpecError
+from pocketgrid.model.decoding import BytesDecode, ImageDecode
 from pocketgrid.model.device import HardwareClass
 from pocketgrid.model.ids import JobUid, ModelDigest
 from pocketgrid.model.job import (
@@ -156,8 +158,39 @@ def _input(data: inference_job.DataSet) -> InputRef:
         uri=data.uri,
         format=data.format,
         key=data.key or "",
-        columns=tuple(ColumnBinding(binding.column, binding.input) for binding in data.columns),
+        columns=tuple(ColumnBinding(b.column, b.input, _decode(b.decode)) for b in data.columns),
         tokenizer=tokenizer,
+    )
+
+
+def _decode(decode: manifest_decode.Decode | None) -> ImageDecode | BytesDecode | None:
+    if decode is None:
+        return None
+    if (windows := decode.bytes_) is not None:
+        return BytesDecode(
+            beginning=windows.beginning,
+            middle=windows.middle,
+            end=windows.end,
+            padding=windows.padding,
+            strip=windows.strip,
+            block_size=windows.block_size,
+            minimum=windows.minimum,
+        )
+    image = decode.image
+    assert image is not None, "a rule of Decode"
+    return ImageDecode(
+        width=image.width,
+        height=image.height,
+        mode=image.mode,
+        resize=image.resize,
+        resample=image.resample,
+        shorter_side=image.shorter_side or 0,
+        layout=image.layout,
+        orientation=image.orientation,
+        fill=image.fill,
+        scale=float(image.scale or 1),
+        mean=tuple(map(float, image.mean)) or (0.0,),
+        std=tuple(map(float, image.std)) or (1.0,),
     )
 
 

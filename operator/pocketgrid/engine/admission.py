@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import assert_never
@@ -49,7 +50,8 @@ def admit(spec: JobSpec, models: ModelStore) -> Admission:
     """
     check_output(spec.output)
     model = models.ensure(spec.model)
-    selected = select_outputs(spec.model.outputs, model)
+    swapped = {s.output for s in spec.output.postprocess if s.operation is Operation.BATCH_FIRST}
+    selected = select_outputs(spec.model.outputs, model, swapped)
     plans = plan_outputs(selected, spec.output.postprocess, _sequence_axis(spec, model.signature))
     encoder = open_encoder(spec.input, model.signature)
     order = WorkOrder(
@@ -99,8 +101,15 @@ def check_output(output: OutputRef) -> None:
         ) from error
 
 
-def select_outputs(wanted: tuple[str, ...], model: StoredModel) -> tuple[TensorSpec, ...]:
+def select_outputs(
+    wanted: tuple[str, ...], model: StoredModel, swapped: Collection[str] = ()
+) -> tuple[TensorSpec, ...]:
     """The outputs to compute, in the order asked for; all of them if none is named.
+
+    Args:
+        wanted: see `ModelRef.outputs`.
+        model: what is known of it.
+        swapped: outputs whose batch axis is said to be the second.
 
     Raises:
         InvalidSpecError: UnknownOutput, DuplicateOutput, UnsupportedModel or NotBatched.
@@ -125,7 +134,8 @@ def select_outputs(wanted: tuple[str, ...], model: StoredModel) -> tuple[TensorS
                 f"the model has no output {name!r}; it has {_names(usable)}",
                 field=_OUTPUTS,
             )
-        _check_batched(usable[name], signature)
+        if name not in swapped:
+            _check_batched(usable[name], signature)
         selected.append(usable[name])
     return tuple(selected)
 
@@ -144,10 +154,8 @@ def plan_outputs(
         InvalidSpecError: UnknownOutput or InvalidPostprocess, blaming a field under ``spec.output.postprocess``.
     """
     shapes = {spec.name: _Shape(spec.dtype, spec.item_shape) for spec in outputs}
-    ragged = {
-        spec.name: isinstance(sequence, str) and bool(spec.item_shape) and spec.item_shape[0] == sequence
-        for spec in outputs
-    }
+    swapped = {spec.name: spec.swapped_item_shape for spec in outputs}
+    ragged = {spec.name: _begins_with(sequence, spec.item_shape) for spec in outputs}
     operations: dict[str, list[Operation]] = {spec.name: [] for spec in outputs}
     for index, step in enumerate(steps):
         field = f"spec.output.postprocess[{index}]"
@@ -162,7 +170,9 @@ def plan_outputs(
             raise InvalidSpecError(
                 Refusal.INVALID_POSTPROCESS, f"{step.operation} of {step.output!r}: {problem}", field=field
             )
-        shapes[step.output] = _after(step.operation, shapes[step.output])
+        shapes[step.output] = _after(step.operation, shapes[step.output], swapped[step.output])
+        if step.operation is Operation.BATCH_FIRST:
+            ragged[step.output] = _begins_with(sequence, swapped[step.output])
         ragged[step.output] &= step.operation is not Operation.MEAN_POOL
         operations[step.output].append(step.operation)
     return tuple(OutputPlan(s.name, tuple(operations[s.name]), ragged[s.name]) for s in outputs)
@@ -170,9 +180,12 @@ def plan_outputs(
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
+    """An output on its way through the steps; `item_shape` is None where the model does not really say."""
+
     dtype: str
-    item_shape: tuple[Dim, ...]
+    item_shape: tuple[Dim, ...] | None
     final: bool = False
+    untouched: bool = True
 
 
 def _problem(step: PostprocessStep, now: _Shape, ragged: bool, sequence: Dim) -> str:
@@ -182,6 +195,11 @@ def _problem(step: PostprocessStep, now: _Shape, ragged: bool, sequence: Dim) ->
         return "nothing can follow Argmax"
     if step.labels and step.operation is not Operation.ARGMAX:
         return "labels belong to Argmax"
+    if step.operation is Operation.BATCH_FIRST:
+        return "" if now.untouched else "has to be the output's first step"
+    if shape is None:
+        # The device finds out, and says so of its first item.
+        return "needs an output whose shape the model states" if step.operation is Operation.MEAN_POOL else ""
     along_padding = "its last axis is the sequence, part of which is padding"
     match step.operation:
         case Operation.MEAN_POOL:
@@ -210,14 +228,21 @@ def _problem(step: PostprocessStep, now: _Shape, ragged: bool, sequence: Dim) ->
             assert_never(step.operation)
 
 
-def _after(operation: Operation, now: _Shape) -> _Shape:
+def _begins_with(sequence: Dim, shape: tuple[Dim, ...] | None) -> bool:
+    return isinstance(sequence, str) and bool(shape) and shape is not None and shape[0] == sequence
+
+
+def _after(operation: Operation, now: _Shape, swapped: tuple[Dim, ...] | None) -> _Shape:
+    shape = now.item_shape
     match operation:
         case Operation.MEAN_POOL:
-            return replace(now, item_shape=now.item_shape[1:])
+            return replace(now, item_shape=shape and shape[1:], untouched=False)
         case Operation.NORMALIZE:
-            return now
+            return replace(now, untouched=False)
         case Operation.ARGMAX:
-            return _Shape("int64", now.item_shape[:-1], final=True)
+            return _Shape("int64", shape and shape[:-1], final=True, untouched=False)
+        case Operation.BATCH_FIRST:
+            return replace(now, item_shape=swapped, untouched=False)
         case _:
             assert_never(operation)
 
@@ -235,7 +260,8 @@ def _check_batched(output: TensorSpec, signature: ModelSignature) -> None:
         raise InvalidSpecError(
             Refusal.NOT_BATCHED,
             f"the first axis of the model's output {output.name!r}{list(output.shape)} is not the batch axis, so it "
-            "cannot be cut into items; ask for other outputs",
+            "cannot be cut into items; ask for other outputs, or post-process it with BatchFirst if it is [sequence, "
+            "batch, ...]",
             field=_OUTPUTS,
         )
 

@@ -170,7 +170,7 @@ class Dispatcher:
         """Whether labels, taints and classes let the device take new leases of the job."""
         verdict = job.eligibility.get(record.name)
         if verdict is None:
-            verdict = job.eligibility[record.name] = self._fleet.judge(record, job.spec.placement)
+            verdict = job.eligibility[record.name] = self._fleet.judge(record, job.spec.placement, job.requires)
         return verdict.admits
 
     def _keeps_seat(self, job: JobRun, record: DeviceRecord, now: float) -> bool:

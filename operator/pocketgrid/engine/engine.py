@@ -226,7 +226,7 @@ class Engine:
             self._evict_if_barred(job, record)
 
     def _evict_if_barred(self, job: JobRun, record: DeviceRecord) -> None:
-        verdict = job.eligibility[record.name] = self._grid.fleet.judge(record, job.spec.placement)
+        verdict = job.eligibility[record.name] = self._grid.fleet.judge(record, job.spec.placement, job.requires)
         if not verdict.evicts:
             return
         order = record.orders.pop(job.uid, None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from pocketgrid.engine.links import DeviceLink, HeldAttempt
-from pocketgrid.model.device import DeviceIdentity, HardwareClass, NodeView, Vitals, device_labels
+from pocketgrid.model.device import AgentFeature, DeviceIdentity, HardwareClass, NodeView, Vitals, device_labels
 from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
 from pocketgrid.model.job import Placement
 from pocketgrid.model.view import Presence
@@ -189,12 +189,13 @@ class Fleet:
         """Classes a job asks for that nobody has defined."""
         return tuple(c for c in placement.hardware_classes if c not in self.classes)
 
-    def judge(self, record: DeviceRecord, placement: Placement) -> Eligibility:
-        """Whether a device may work for a job with `placement`, presence aside."""
+    def judge(self, record: DeviceRecord, placement: Placement, requires: frozenset[AgentFeature]) -> Eligibility:
+        """Whether a device may work for a job with `placement` whose work order `requires` so much, presence aside."""
         node = self.node_of(record)
         if node is None:
             return Eligibility(selected=False, admits=False, evicts=True, reasons=("has no Node",))
-        return judge_eligibility(placement, node, self.classes_of(record))
+        missing = requires - record.identity.features
+        return judge_eligibility(placement, node, self.classes_of(record), missing)
 
     def records_on(self, node: DeviceName) -> Iterable[DeviceRecord]:
         """Devices that run on or are represented by a Node."""

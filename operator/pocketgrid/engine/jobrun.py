@@ -13,6 +13,7 @@ from pocketgrid.engine.merging import drop_rows, merge_failures
 from pocketgrid.engine.writer import CommitWriter
 from pocketgrid.jobs.machine import JobMachine
 from pocketgrid.model import events as ev
+from pocketgrid.model.device import AgentFeature
 from pocketgrid.model.ids import AttemptSeq, DeviceName, JobUid, ShardIndex
 from pocketgrid.model.job import ACCEPTED, ItemFailure, JobSpec, Verdict
 from pocketgrid.model.tensors import TensorData
@@ -100,6 +101,11 @@ class JobRun:
             # What cannot be read is tried again after a pause, and only handing out tries it.
             return False
         return self.stage in (Stage.ADMITTING, Stage.RUNNING) and not self.spec.suspend
+
+    @property
+    def requires(self) -> frozenset[AgentFeature]:
+        """What agents must be able to do; nothing is known of it before admission."""
+        return self.admission.job.order.requires if self.admission is not None else frozenset()
 
     @property
     def bytes_per_item(self) -> float:

@@ -121,7 +121,7 @@ class Lifecycle:
         items = job.admission.job.items
         # What an item weighs is best seen on some; if they cannot be read just now, admission's estimate will do.
         with suppress(StoreError, OSError):
-            await job.encode(self._sampling, [(0, min(items, SAMPLE_ITEMS))])
+            await job.encode(self._sampling, [(0, min(items, SAMPLE_ITEMS, job.admission.encoder.sample_items))])
         per_shard = choose_items_per_shard(
             record.speeds[job.uid],
             job.bytes_per_item,

@@ -86,6 +86,7 @@ async def _admit_and_open(job: JobRun, models: ModelStore, take_over: bool) -> N
         admission.encoder.close()
         raise
     job.admission, job.store, job.recovered = admission, store, store.recovered
+    job.eligibility.clear()  # only now is it known what agents must be able to do
     for note in store.recovered.notes:
         log.warning("recovery job=%s note=%s", job.spec.key, note)
     job.mint = TokenMint(store.recovered.token_key, job.uid)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pocketgrid.engine.links import AttemptFailure, HeldAttempt, LeasedShard, ModelStatus, Settlement, ShardOutcome
 from pocketgrid.errors import InvalidSpecError, ProtocolError
-from pocketgrid.model.device import Credits, DeviceFacts, DeviceIdentity, DeviceKind, Network, Vitals
+from pocketgrid.model.device import AgentFeature, Credits, DeviceFacts, DeviceIdentity, DeviceKind, Network, Vitals
 from pocketgrid.model.ids import DeviceName, JobUid, LeaseId, ModelDigest
-from pocketgrid.model.job import ItemFailure, Operation, WorkOrder
+from pocketgrid.model.job import ItemFailure, Operation, TensorBinding, WorkOrder
 from pocketgrid.model.tensors import TensorData
 from pocketgrid.wire.framing import FRAGMENT_BYTES, MESSAGE_BYTES
 from pocketgrid.wire.v1 import agent_pb2 as pb
@@ -49,7 +49,11 @@ _OPERATIONS = {
     Operation.MEAN_POOL: pb.OPERATION_MEAN_POOL,
     Operation.NORMALIZE: pb.OPERATION_NORMALIZE,
     Operation.ARGMAX: pb.OPERATION_ARGMAX,
+    Operation.BATCH_FIRST: pb.OPERATION_BATCH_FIRST,
 }
+
+_FEATURES = {pb.FEATURE_AFFINE_INPUTS: AgentFeature.AFFINE_INPUTS}
+_FEATURE_NUMBERS = {feature: number for number, feature in _FEATURES.items()}
 
 
 def read_hello(hello: pb.Hello) -> tuple[DeviceIdentity, tuple[HeldAttempt, ...]]:
@@ -93,6 +97,7 @@ def read_hello(hello: pb.Hello) -> tuple[DeviceIdentity, tuple[HeldAttempt, ...]
         node_name=hello.node_name,
         cached_models=frozenset(ModelDigest(d) for d in hello.cached_models[:_MAX_MODELS] if _DIGEST.fullmatch(d)),
         labels=_labels(hello.labels, hello.device_name),
+        features=frozenset(_FEATURES[f] for f in hello.features if f in _FEATURES),
     )
     held = tuple(HeldAttempt(JobUid(h.job), h.shard, h.token, h.finished) for h in hello.held[:_MAX_HELD])
     return identity, held
@@ -165,13 +170,27 @@ def write_order(order: WorkOrder) -> pb.WorkOrder:
         job=order.job,
         model_sha256=order.model,
         model_bytes=order.model_bytes,
-        bindings=[pb.TensorBinding(input=b.input, source=b.source, dtype=b.dtype) for b in order.bindings],
+        bindings=[_write_binding(b) for b in order.bindings],
         outputs=[
             pb.OutputPlan(output=o.output, operations=[_OPERATIONS[op] for op in o.operations], ragged=o.ragged)
             for o in order.outputs
         ],
         fixed_batch=order.fixed_batch,
         pad_token_id=order.pad_token_id,
+        requires=sorted(_FEATURE_NUMBERS[f] for f in order.requires),
+    )
+
+
+def _write_binding(binding: TensorBinding) -> pb.TensorBinding:
+    affine = binding.affine
+    return pb.TensorBinding(
+        input=binding.input,
+        source=binding.source,
+        dtype=binding.dtype,
+        affine=None
+        if affine is None
+        else pb.Affine(axis=affine.axis, scale=affine.scale, mean=affine.mean, std=affine.std),
+        item_shape=binding.item_shape or (),
     )
 
 

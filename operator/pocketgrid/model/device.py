@@ -24,6 +24,13 @@ class DeviceKind(StrEnum):
     SERVER = "server"
 
 
+class AgentFeature(StrEnum):
+    """What an agent can do beyond the first release of the protocol, and an older one would pass over in silence."""
+
+    AFFINE_INPUTS = "AffineInputs"
+    """Scales and shifts inputs before they meet the model."""
+
+
 class Network(StrEnum):
     """How a device reaches us, as far as it can tell."""
 
@@ -97,6 +104,7 @@ class DeviceIdentity:
         node_name: the existing Node the agent runs on, or empty if the device has no kubelet.
         slots: how many shards it computes at once.
         cached_models: digests it need not fetch.
+        features: what its agent can do.
     """
 
     name: DeviceName
@@ -108,6 +116,7 @@ class DeviceIdentity:
     node_name: str = ""
     cached_models: frozenset[ModelDigest] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
+    features: frozenset[AgentFeature] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from pocketgrid.model.decoding import Affine, BytesDecode, ImageDecode
+from pocketgrid.model.device import AgentFeature
 from pocketgrid.model.ids import JobUid, ModelDigest
 from pocketgrid.model.selectors import Toleration
 from pocketgrid.model.tensors import ModelSignature
@@ -36,6 +38,8 @@ class Operation(StrEnum):
     """Divide by the L2 norm along the last axis."""
     ARGMAX = "Argmax"
     """Index of the largest value along the last axis, with labels if given."""
+    BATCH_FIRST = "BatchFirst"
+    """Swap the first two axes of an output that comes as [sequence, batch, ...]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +57,15 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True)
 class ColumnBinding:
-    """A column of the data set that feeds a model input as it is."""
+    """A column of the data set that feeds a model input.
+
+    Attributes:
+        decode: how bytes become numbers; None takes the column as it is.
+    """
 
     column: str
     input: str
+    decode: ImageDecode | BytesDecode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +202,15 @@ class TensorBinding:
         source: index of the tensor in each shard's inputs, or -1 for the attention mask and -2 for zeros, both
             made on the device from the row lengths of tensor 0.
         dtype: what the model wants; the device casts.
+        affine: arithmetic before the cast.
+        item_shape: of one item of a dense tensor; None if it is ragged or made on the device.
     """
 
     input: str
     source: int
     dtype: str
+    affine: Affine | None = None
+    item_shape: tuple[int, ...] | None = None
 
 
 MASK_SOURCE = -1
@@ -230,6 +243,11 @@ class WorkOrder:
     outputs: tuple[OutputPlan, ...]
     fixed_batch: int = 0
     pad_token_id: int = 0
+
+    @property
+    def requires(self) -> frozenset[AgentFeature]:
+        """What an agent must be able to do."""
+        return frozenset({AgentFeature.AFFINE_INPUTS} if any(b.affine for b in self.bindings) else ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,11 @@ class TensorSpec:
         """Shape of one item: without the batch axis."""
         return self.shape[1:]
 
+    @property
+    def swapped_item_shape(self) -> tuple[Dim, ...] | None:
+        """Shape of one item if the batch axis is in fact the second; None if too few axes are stated to be believed."""
+        return (self.shape[0], *self.shape[2:]) if len(self.shape) > 2 else None
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSignature:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from pocketgrid.model.device import DEVICE_TAINT_KEY, HardwareClass, NodeView
+from pocketgrid.model.device import DEVICE_TAINT_KEY, AgentFeature, HardwareClass, NodeView
 from pocketgrid.model.job import Placement
 from pocketgrid.model.selectors import Effect, untolerated
 
@@ -43,8 +43,13 @@ def classes_of(node: NodeView, classes: Iterable[HardwareClass]) -> tuple[str, .
     return tuple(sorted(c.name for c in classes if c.selector.matches(node.labels)))
 
 
-def judge_eligibility(placement: Placement, node: NodeView, node_classes: Collection[str]) -> Eligibility:
-    """Hold one Node against what a job asks for."""
+def judge_eligibility(
+    placement: Placement,
+    node: NodeView,
+    node_classes: Collection[str],
+    missing_features: Collection[AgentFeature] = (),
+) -> Eligibility:
+    """Hold one Node, and what its agent cannot do, against what a job asks for."""
     reasons = []
     if placement.hardware_classes and not set(placement.hardware_classes) & set(node_classes):
         reasons.append(f"not in class {' or '.join(placement.hardware_classes)}")
@@ -59,6 +64,8 @@ def judge_eligibility(placement: Placement, node: NodeView, node_classes: Collec
     reasons.extend(f"taint {taint}" for taint in blocking)
     if node.unschedulable:
         reasons.append("cordoned")
+    # Work an agent already has was given to an agent that could do it, so this never takes anything back.
+    reasons.extend(f"agent too old for {feature}: update it" for feature in sorted(missing_features))
     evicting = untolerated(foreign, placement.tolerations, _EVICTS)
     return Eligibility(
         selected=selected,

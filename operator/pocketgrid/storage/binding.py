@@ -12,17 +12,23 @@ from typing import Any
 import numpy as np
 
 from pocketgrid.errors import InvalidSpecError
+from pocketgrid.model.decoding import Affine
 from pocketgrid.model.job import MASK_SOURCE, ZEROS_SOURCE, ColumnBinding, TensorBinding, TokenizerRef
 from pocketgrid.model.tensors import Dim, ModelSignature, TensorSpec
 from pocketgrid.storage.casting import RowCaster, fits, row_shape, wire_dtype
-from pocketgrid.storage.datasets.base import ABSENT, OTHER, STRING, ColumnInfo, DataSet
-from pocketgrid.storage.feeding import ColumnFeed, TokenFeed
+from pocketgrid.storage.datasets.base import ABSENT, BINARY, NOT_NUMBERS, STRING, ColumnInfo, DataSet
+from pocketgrid.storage.decoding import Decoder
+from pocketgrid.storage.decoding.binding import bind_decoder
+from pocketgrid.storage.feeding import ColumnFeed, DecodeFeed, TokenFeed
 from pocketgrid.storage.reasons import Refusal
 from pocketgrid.storage.tokenizing import TextTokenizer
 
 SEARCH_STEP = 64
 SEARCH_LIMIT = 1024
 """If none of so many first rows is good, the data set is refused instead of failing row by row."""
+
+_REMEDIES = {STRING: "; use a tokenizer for text", BINARY: "; say with decode.image or decode.bytes what they become"}
+"""How a column of this kind can still feed a model."""
 
 _Pair = tuple[ColumnInfo, TensorSpec, str]
 """A column, the model input that it feeds, and the field that says so."""
@@ -49,14 +55,15 @@ def bind_tokenizer(
 
 def bind_columns(
     data_set: DataSet, bound: tuple[ColumnBinding, ...], signature: ModelSignature
-) -> tuple[tuple[ColumnFeed, ...], tuple[TensorBinding, ...]]:
-    """Feed a model's inputs from columns as they are.
+) -> tuple[tuple[ColumnFeed | DecodeFeed, ...], tuple[TensorBinding, ...]]:
+    """Feed a model's inputs from columns, as they are or decoded.
 
     Raises:
         InvalidSpecError: blaming a field under ``spec.input.columns``.
     """
     inputs = {spec.name: spec for spec in signature.inputs}
     pairs: list[_Pair] = []
+    decoders: dict[str, tuple[Decoder, Affine | None]] = {}
     for index, binding in enumerate(bound):
         field = f"spec.input.columns[{index}]"
         spec = inputs.get(binding.input)
@@ -73,19 +80,31 @@ def bind_columns(
                 field=f"{field}.input",
             )
         column = _column(data_set, binding.column, f"{field}.column")
-        _check_fit(column, spec, field)
+        if binding.decode is None:
+            _check_fit(column, spec, field)
+        else:
+            decoders[spec.name] = bind_decoder(column, binding.decode, spec, field)
         pairs.append((column, spec, field))
     missing = [name for name in inputs if name not in {b.input for b in bound}]
     if missing:
         raise InvalidSpecError(
             Refusal.UNBOUND_INPUT, f"no column feeds model input {_names(missing)}", field="spec.input.columns"
         )
-    shapes = _settle_shapes(data_set, pairs)
-    feeds: list[ColumnFeed] = []
-    for (column, spec, _), shape in zip(pairs, shapes, strict=True):
-        feeds.append(ColumnFeed(column.name, _caster(column, spec, shape)))
-    bindings = tuple(TensorBinding(s.name, i, s.dtype) for i, (_, s, _) in enumerate(pairs))
-    return tuple(feeds), bindings
+    shapes = _settle_shapes(data_set, pairs, {name: decoder.item_shape for name, (decoder, _) in decoders.items()})
+    feeds: list[ColumnFeed | DecodeFeed] = []
+    bindings: list[TensorBinding] = []
+    for source, ((column, spec, _), shape) in enumerate(zip(pairs, shapes, strict=True)):
+        affine = None
+        item_shape = shape
+        if spec.name in decoders:
+            decoder, affine = decoders[spec.name]
+            feeds.append(DecodeFeed(column.name, decoder))
+        else:
+            caster = _caster(column, spec, shape)
+            item_shape = caster.item_shape
+            feeds.append(ColumnFeed(column.name, caster))
+        bindings.append(TensorBinding(spec.name, source, spec.dtype, affine, item_shape))
+    return tuple(feeds), tuple(bindings)
 
 
 def key_column(data_set: DataSet, name: str) -> ColumnInfo:
@@ -95,7 +114,7 @@ def key_column(data_set: DataSet, name: str) -> ColumnInfo:
         InvalidSpecError: blaming ``spec.input.key``.
     """
     column = _column(data_set, name, "spec.input.key")
-    integer = column.dtype not in (STRING, OTHER) and np.dtype(column.dtype).kind in "iu"
+    integer = column.dtype not in NOT_NUMBERS and np.dtype(column.dtype).kind in "iu"
     if not (column.dtype == STRING or integer) or column.item_shape:
         raise InvalidSpecError(
             Refusal.INVALID_KEY,
@@ -140,8 +159,8 @@ def _token_bindings(signature: ModelSignature) -> tuple[TensorBinding, ...]:
 
 def _check_fit(column: ColumnInfo, spec: TensorSpec, field: str) -> None:
     have, want = column.text, f"{spec.dtype}{_shape_text(spec.item_shape)}"
-    if column.dtype in (OTHER, STRING) or wire_dtype(column.dtype, spec.dtype) is None:
-        remedy = "; use a tokenizer for text" if column.dtype == STRING else ""
+    if column.dtype in NOT_NUMBERS or wire_dtype(column.dtype, spec.dtype) is None:
+        remedy = _REMEDIES.get(column.dtype, "")
         why = column.note or f"{have} cannot become {want} without loss"
         raise InvalidSpecError(
             Refusal.WRONG_TYPE,
@@ -156,9 +175,12 @@ def _check_fit(column: ColumnInfo, spec: TensorSpec, field: str) -> None:
         )
 
 
-def _settle_shapes(data_set: DataSet, pairs: list[_Pair]) -> list[tuple[int, ...]]:
+def _settle_shapes(data_set: DataSet, pairs: list[_Pair], decoded: dict[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
     """The shape that all rows of each column must have; open lengths come from the first row that is good."""
-    wanted = [row_shape(column.item_shape, spec.item_shape) for column, spec, _ in pairs]
+    wanted = [
+        decoded[spec.name] if spec.name in decoded else row_shape(column.item_shape, spec.item_shape)
+        for column, spec, _ in pairs
+    ]
     undecided = {i: pairs[i] for i, shape in enumerate(wanted) if None in shape}
     found = _first_fitting_row(data_set, undecided, wanted) if undecided else {}
     shapes = [found.get(i, tuple(d for d in shape if d is not None)) for i, shape in enumerate(wanted)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +21,20 @@ from pocketgrid.storage.binding import SEARCH_LIMIT, SEARCH_STEP, bind_columns, 
 from pocketgrid.storage.casting import Faults
 from pocketgrid.storage.datasets import open_data_set
 from pocketgrid.storage.datasets.base import STRING, ColumnInfo, DataSet
-from pocketgrid.storage.feeding import ColumnFeed, Mask, TokenFeed, keys_of
+from pocketgrid.storage.feeding import ColumnFeed, DecodeFeed, Mask, TokenFeed, keys_of
 from pocketgrid.storage.reasons import Refusal
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+DECODED_SAMPLE_ITEMS = 4
+"""All decoded items weigh the same, and decoding takes its time."""
+
+DECODED_AT_ONCE = 8
+"""Items that are read at a time where they are decoded: photographs have megabytes each."""
+
+Feed = ColumnFeed | DecodeFeed | TokenFeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +61,13 @@ class Encoder:
         pad_token_id: see `WorkOrder`.
         fingerprint: changes when what is encoded may have changed.
         bytes_per_item: mean weight of the first good rows on the wire.
+        sample_items: how many items are enough to know what they weigh.
     """
 
     def __init__(
         self,
         data_set: DataSet,
-        feeds: Sequence[ColumnFeed | TokenFeed],
+        feeds: Sequence[Feed],
         bindings: tuple[TensorBinding, ...],
         key: ColumnInfo | None,
     ) -> None:
@@ -72,6 +82,9 @@ class Encoder:
         parts = [data_set.fingerprint, *(t.sha256 for t in tokenizers)]
         self.fingerprint = hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
         self.bytes_per_item = 0.0
+        decodes = any(isinstance(f, DecodeFeed) for f in feeds)
+        self.sample_items = DECODED_SAMPLE_ITEMS if decodes else SEARCH_STEP
+        self._at_once = DECODED_AT_ONCE if decodes else max(1, data_set.items)
 
     def encode(self, start: int, stop: int) -> EncodedShard:
         """Items [start, stop). Blocking.
@@ -79,6 +92,14 @@ class Encoder:
         Raises:
             StoreError: see `DataSet.read`.
         """
+        # What is decoded can weigh a thousand times what comes of it, so only a little of it is held at a time.
+        firsts = range(start, stop, self._at_once)
+        if len(firsts) <= 1:
+            return self._encode(start, stop)
+        pieces = (self._encode(first, min(first + self._at_once, stop)) for first in firsts)
+        return _joined([(first - start, piece) for first, piece in zip(firsts, pieces, strict=True)])
+
+    def _encode(self, start: int, stop: int) -> EncodedShard:
         rows = self._data_set.read(start, stop, self._read_columns)
         failures = {failure.row: failure for failure in rows.failures}
         if self._key is not None:
@@ -131,7 +152,7 @@ def open_encoder(job_input: InputRef, signature: ModelSignature) -> Encoder:
         if data_set.items == 0:
             raise InvalidSpecError(Refusal.EMPTY_DATA_SET, f"{job_input.uri} has no items", field="spec.input.uri")
         key = key_column(data_set, job_input.key) if job_input.key else None
-        feeds: Sequence[ColumnFeed | TokenFeed]
+        feeds: Sequence[Feed]
         if job_input.tokenizer is not None:
             feeds, bindings = bind_tokenizer(data_set, job_input.tokenizer, signature)
         else:
@@ -150,8 +171,8 @@ def open_encoder(job_input: InputRef, signature: ModelSignature) -> Encoder:
 def _find_good_row(encoder: Encoder) -> None:
     """Make sure that there is one, and weigh the first ones."""
     first_failure = ""
-    for start in range(0, min(SEARCH_LIMIT, encoder.items), SEARCH_STEP):
-        shard = encoder.encode(start, min(start + SEARCH_STEP, encoder.items))
+    for start in range(0, min(SEARCH_LIMIT, encoder.items), encoder.sample_items):
+        shard = encoder.encode(start, min(start + encoder.sample_items, encoder.items))
         if shard.rows:
             weight = sum(len(t.data) + 4 * len(t.row_lengths or ()) for t in shard.inputs)
             encoder.bytes_per_item = weight / shard.rows
@@ -162,6 +183,19 @@ def _find_good_row(encoder: Encoder) -> None:
         f"none of the first {min(SEARCH_LIMIT, encoder.items)} rows can be used; the first says: {first_failure}",
         field="spec.input",
     )
+
+
+def _joined(pieces: Sequence[tuple[int, EncodedShard]]) -> EncodedShard:
+    """Consecutive runs of items as one, each given with the number of its first item."""
+    inputs = []
+    for tensors in zip(*(piece.inputs for _, piece in pieces), strict=True):
+        shape = (sum(t.shape[0] for t in tensors), *tensors[0].shape[1:])
+        lengths = None
+        if tensors[0].row_lengths is not None:
+            lengths = tuple(length for t in tensors for length in t.row_lengths or ())
+        inputs.append(TensorData(tensors[0].dtype, shape, b"".join(t.data for t in tensors), lengths))
+    failures = tuple(replace(f, row=first + f.row) for first, piece in pieces for f in piece.failures)
+    return EncodedShard(tuple(inputs), sum(piece.rows for _, piece in pieces), failures)
 
 
 def _add(failures: dict[int, ItemFailure], faults: Faults, kind: str, column: str, start: int) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pocketgrid.model.tensors import TensorData
 from pocketgrid.storage.casting import Faults, RowCaster
 from pocketgrid.storage.datasets.base import ABSENT, STRING, ColumnInfo, Rows, Values
+from pocketgrid.storage.decoding import Decoder
 from pocketgrid.storage.reasons import ItemReason
 from pocketgrid.storage.tokenizing import TextTokenizer
 
@@ -42,6 +43,30 @@ class ColumnFeed:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeFeed:
+    """A column of bytes that becomes one dense tensor."""
+
+    column: str
+    decoder: Decoder
+
+    def prepare(self, values: Values, count: int) -> tuple[npt.NDArray[Any], Faults]:
+        """Decode `count` rows; those with faults hold anything."""
+        decoded = np.zeros((count, *self.decoder.item_shape), self.decoder.dtype)
+        faults: Faults = {}
+        for row, value in enumerate(values):
+            if value is ABSENT or value is None or isinstance(value, str | int | float | list | dict):
+                faults[row] = _fault(value, "bytes")
+            elif (fault := self.decoder.decode(value, decoded[row])) is not None:
+                faults[row] = fault
+        return decoded, faults
+
+    def tensor(self, prepared: npt.NDArray[Any], good: Mask | None) -> TensorData:
+        """The rows where `good`; all if it is None."""
+        kept = prepared if good is None else prepared[good]
+        return TensorData(kept.dtype.name, kept.shape, kept.tobytes())
+
+
+@dataclass(frozen=True, slots=True)
 class TokenFeed:
     """A text column that becomes one ragged tensor of ids."""
 
@@ -54,7 +79,7 @@ class TokenFeed:
         texts = list(values)
         for row, text in enumerate(texts):
             if type(text) is not str:
-                faults[row] = _text_fault(text)
+                faults[row] = _fault(text, "text")
                 texts[row] = ""
         if not _is_unicode("".join(texts)):
             for row, text in enumerate(texts):
@@ -102,12 +127,12 @@ def _key(value: Any, dtype: str) -> str | int | None:
     return value if type(value) is int and (value in _INT64 or dtype == "uint64") else None
 
 
-def _text_fault(value: Any) -> tuple[str, str]:
+def _fault(value: Any, wanted: str) -> tuple[str, str]:
     if value is ABSENT:
         return ItemReason.MISSING_COLUMN, "is missing"
     if value is None:
         return ItemReason.NULL_VALUE, "is null"
-    return ItemReason.WRONG_TYPE, f"is {type(value).__name__}, not text"
+    return ItemReason.WRONG_TYPE, f"is {type(value).__name__}, not {wanted}"
 
 
 def _is_unicode(text: str) -> bool:

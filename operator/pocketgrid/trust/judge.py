@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pocketgrid.model.job import ACCEPTED, ItemFailure, Operation, OutputPlan, Verdict
-from pocketgrid.model.tensors import ModelSignature, TensorData, TensorSpec
+from pocketgrid.model.tensors import Dim, ModelSignature, TensorData, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +18,14 @@ class OutputExpectation:
 
     Attributes:
         dtype: after post-processing.
-        item_shape: of one item, after post-processing; None where any length will do.
+        item_shape: of one item, after post-processing; None where any length will do, or for the whole of it if the
+            model does not say.
         ragged: items differ in their first axis.
     """
 
     name: str
     dtype: str
-    item_shape: tuple[int | None, ...]
+    item_shape: tuple[int | None, ...] | None
     ragged: bool = False
 
     def problem(self, tensor: TensorData, rows: int) -> str | None:
@@ -37,6 +38,8 @@ class OutputExpectation:
             return f"output {self.name}: {'ragged' if tensor.row_lengths is not None else 'dense'} by mistake"
         if tensor.items != rows:
             return f"output {self.name}: {tensor.items} rows instead of {rows}"
+        if self.item_shape is None:
+            return None
         own = tensor.shape[1:]
         wanted = self.item_shape[1:] if self.ragged else self.item_shape
         if len(own) != len(wanted) or any(w is not None and w != o for o, w in zip(own, wanted, strict=False)):
@@ -86,13 +89,19 @@ def _no(reason: str, message: str) -> Verdict:
 
 def _expect(spec: TensorSpec, plan: OutputPlan) -> OutputExpectation:
     dtype = spec.dtype
-    shape: tuple[int | None, ...] = tuple(d if isinstance(d, int) else None for d in spec.item_shape)
+    shape = _known(spec.item_shape)
     for operation in plan.operations:
         match operation:
             case Operation.MEAN_POOL:
-                shape = shape[1:]
+                shape = shape and shape[1:]
             case Operation.NORMALIZE:
                 pass
             case Operation.ARGMAX:
-                shape, dtype = shape[:-1], "int64"
+                shape, dtype = shape and shape[:-1], "int64"
+            case Operation.BATCH_FIRST:
+                shape = _known(spec.swapped_item_shape)
     return OutputExpectation(plan.output, dtype, shape, plan.ragged)
+
+
+def _known(shape: tuple[Dim, ...] | None) -> tuple[int | None, ...] | None:
+    return None if shape is None else tuple(d if isinstance(d, int) else None for d in shape)

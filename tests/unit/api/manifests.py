@@ -114,6 +114,18 @@ class Refusal:
 
 
 BINDING = {"column": "pixels", "input": "X"}
+
+
+def decoding(**decode: Any) -> dict[str, Any]:
+    """The change that binds a column of bytes instead of a tokenizer."""
+    return {"spec.input.tokenizer": GONE, "spec.input.columns": [{**BINDING, "decode": decode}]}
+
+
+def decoding_image(**changes: Any) -> dict[str, Any]:
+    return decoding(image={"width": 224, "height": 224, "resize": "Cover", **changes})
+
+
+_DECODE = "spec.input.columns[0].decode"
 REFUSALS = (
     Refusal("a mode that does not exist yet", {"spec.mode": "Service"}, "spec.mode"),
     Refusal("suspend as text", {"spec.suspend": "yes"}, "spec.suspend"),
@@ -228,6 +240,38 @@ REFUSALS = (
     Refusal("a list for an object", {"spec.sharding": [1]}, "spec.sharding"),
     Refusal("an object for a list", {"spec.model.outputs": {"a": "b"}}, "spec.model.outputs"),
     Refusal("an object for text", {"spec.model.uri": {}}, "spec.model.uri"),
+    Refusal("nothing to decode", decoding(), _DECODE, "ImageOrBytes", structural=False),
+    Refusal(
+        "bytes that are an image",
+        decoding(image={"width": 1, "height": 1, "resize": "Fit"}, bytes={"beginning": 1}),
+        _DECODE,
+        "ImageOrBytes",
+        structural=False,
+    ),
+    Refusal("an image without a say on its shape", decoding(image={"width": 1, "height": 1}),
+            f"{_DECODE}.image.resize", "MissingField"),
+    Refusal("an image of no width", decoding_image(width=0), f"{_DECODE}.image.width"),
+    Refusal("an image as large as a wall", decoding_image(height=4097), f"{_DECODE}.image.height"),
+    Refusal("an unknown resize", decoding_image(resize="Squeeze"), f"{_DECODE}.image.resize"),
+    Refusal("a shorter side of a stretched image", decoding_image(resize="Stretch", shorterSide=256),
+            f"{_DECODE}.image", "ShorterSideDoesNotCover", structural=False),
+    Refusal("a shorter side that is too short", decoding_image(shorterSide=223),
+            f"{_DECODE}.image", "ShorterSideDoesNotCover", structural=False),
+    Refusal("two means for three channels", decoding_image(mean=["0.5", "0.5"]),
+            f"{_DECODE}.image", "WrongNumberOfChannels", structural=False),
+    Refusal("three means for one channel", decoding_image(mode="Gray", std=["1", "1", "1"]),
+            f"{_DECODE}.image", "WrongNumberOfChannels", structural=False),
+    Refusal("division by zero", decoding_image(std=["0.00"]), f"{_DECODE}.image.std[0]", "DivisionByZero",
+            structural=False),
+    Refusal("a float for a decimal text", decoding_image(scale=0.5), f"{_DECODE}.image.scale"),
+    Refusal("a fraction for a decimal text", decoding_image(scale="1/255"), f"{_DECODE}.image.scale"),
+    Refusal("a grey beyond white", decoding_image(fill=256), f"{_DECODE}.image.fill"),
+    Refusal("no window", decoding(bytes={"middle": 0}), f"{_DECODE}.bytes", "NoWindow", structural=False),
+    Refusal("a window beyond the block", decoding(bytes={"end": 5000}), f"{_DECODE}.bytes", "WindowBeyondBlock",
+            structural=False),
+    Refusal("a minimum beyond the window", decoding(bytes={"beginning": 8, "minimum": 9}), f"{_DECODE}.bytes",
+            "MinimumBeyondBeginning", structural=False),
+    Refusal("padding beyond 16 bits", decoding(bytes={"end": 1, "padding": 65_536}), f"{_DECODE}.bytes.padding"),
 )  # fmt: skip
 
 UNKNOWN_FIELDS = (

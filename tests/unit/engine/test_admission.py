@@ -126,7 +126,7 @@ def test_digits_of_scikit_learn(tmp_path: Path, admitted: Admit) -> None:
     admission = admitted(spec)
     assert admission.job.items == len(images)
     assert admission.job.bytes_per_item == 64.0
-    assert admission.job.order.bindings == (TensorBinding("X", 0, "float32"),)
+    assert admission.job.order.bindings == (TensorBinding("X", 0, "float32", item_shape=(64,)),)
     assert admission.job.order.outputs == (OutputPlan("probabilities", (ARGMAX,)),)
     tensor = admission.encoder.encode(10, 12).inputs[0]
     assert (tensor.dtype, tensor.shape, tensor.data) == ("uint8", (2, 64), images[10:12].tobytes())

@@ -152,7 +152,7 @@ def test_parquet_columns_are_described_from_the_schema(opened: Opener) -> None:
         "lists": ("float64", (None,)),
         "fixed": ("int8", (2,)),
         "tensor": ("float32", (2, 2)),
-        "blob": ("other", ()),
+        "blob": ("bytes", ()),
         "record": ("other", ()),
     }
     rows = data_set.read(0, 2, ["category", "tensor", "fixed"])

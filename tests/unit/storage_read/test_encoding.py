@@ -157,7 +157,7 @@ def test_values_travel_in_the_narrower_type(tmp_path: Path, column: str, wanted:
         assert refusal.value.reason == "WrongType"
         return
     encoder = open_encoder(ref, model(X=(wanted, (2,))))
-    assert encoder.bindings == (TensorBinding("X", 0, wanted),)
+    assert encoder.bindings == (TensorBinding("X", 0, wanted, item_shape=(2,)),)
     tensor = encoder.encode(0, 2).inputs[0]
     encoder.close()
     assert tensor.dtype == wire

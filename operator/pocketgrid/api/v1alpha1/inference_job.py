@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pocketgrid.api.v1alpha1.conditions import JobCondition
+from pocketgrid.api.v1alpha1.decode import Decode
 from pocketgrid.api.v1alpha1.inference_job_status import InferenceJobStatus
 from pocketgrid.api.v1alpha1.meta import (
     ApiModel,
@@ -53,13 +54,16 @@ class Model(ApiModel):
 
 
 class ColumnBinding(ApiModel):
-    """A column of the data set that feeds a model input as it is."""
+    """A column of the data set that feeds a model input."""
 
     column: Name
     """Name of the column."""
 
     input: Name
     """Name of the model input it feeds. Its dtype and shape must fit."""
+
+    decode: Decode | None = None
+    """How bytes in the column become numbers. Absent: the column's numbers are taken as they are."""
 
 
 class Tokenizer(ApiModel):
@@ -130,7 +134,9 @@ class PostprocessStep(ApiModel):
 
     operation: Operation
     """MeanPool: mean over the sequence axis, counting only what the attention mask covers. Normalize: divide by
-    the L2 norm along the last axis. Argmax: index of the largest value along the last axis, or its label."""
+    the L2 norm along the last axis. Argmax: index of the largest value along the last axis, or its label.
+    BatchFirst: the output comes as [sequence, batch, ...], as recurrent models write it; swap these two axes. Only
+    as the first step of an output."""
 
     output: Name
     """Name of the model output it applies to. Steps of the same output run in the order they are listed."""

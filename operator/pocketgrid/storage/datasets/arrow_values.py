@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pocketgrid.storage.datasets.base import OTHER, STRING, ColumnInfo, Values
+from pocketgrid.storage.datasets.base import BINARY, OTHER, STRING, ColumnInfo, Values
 
 
 def describe(name: str, arrow_type: pa.DataType) -> ColumnInfo:
@@ -25,6 +25,8 @@ def describe(name: str, arrow_type: pa.DataType) -> ColumnInfo:
         element = element.value_type
     if not shape and is_text(element):
         return ColumnInfo(name, STRING)
+    if not shape and _is_binary(element):
+        return ColumnInfo(name, BINARY)
     if not (_is_number(element) or pa.types.is_boolean(element)):
         return ColumnInfo(name, OTHER, note=f"{arrow_type} is neither numbers nor text")
     return ColumnInfo(name, np.dtype(element.to_pandas_dtype()).name, tuple(shape))
@@ -74,6 +76,11 @@ def _is_list(arrow_type: pa.DataType) -> bool:
     return bool(
         pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type)
     )
+
+
+def _is_binary(arrow_type: pa.DataType) -> bool:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(is_kind(arrow_type) for is_kind in kinds)
 
 
 def _is_number(arrow_type: pa.DataType) -> bool:

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from pocketgrid.model.job import ItemFailure
 
 STRING: Final = "string"
+BINARY: Final = "bytes"
 OTHER: Final = "other"
+NOT_NUMBERS: Final = frozenset({STRING, BINARY, OTHER})
 
 
 class Absence(Enum):
@@ -34,7 +36,8 @@ class ColumnInfo:
 
     Attributes:
         name: as bindings call it.
-        dtype: numpy name of a number's type, `STRING`, or `OTHER` for what can neither be a tensor nor be tokenised.
+        dtype: numpy name of a number's type, `STRING`, `BINARY` for raw bytes (such as an encoded image), or `OTHER`
+            for what nothing can be made of.
         item_shape: of one row's value; None where rows differ.
         note: for `OTHER`, what is wrong with it, as the end of a sentence.
     """

@@ -23,8 +23,7 @@ from pocketgrid.model.decoding import ImageDecode, ImageOrientation, PixelLayout
 from pocketgrid.storage.decoding import Content, Fault
 from pocketgrid.storage.reasons import ItemReason
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-"""MPO is what some phones make of a JPEG."""
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 
 LARGEST_PIXELS = 64_000_000
 """Of an image, before and after resizing: 192 MB in memory while it is decoded. Below the size at which Pillow itself

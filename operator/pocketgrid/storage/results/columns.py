@@ -181,6 +181,9 @@ def derive_columns(job: AdmittedJob) -> tuple[Column, ...]:
                 case Operation.ARGMAX:
                     dims = dims[:-1] if dims else dims
                     dtype = "int64"
+                case Operation.BATCH_FIRST:
+                    swapped = spec.swapped_item_shape if spec else None
+                    dims = list(swapped) if swapped is not None else None
         steps = [s for s in job.spec.output.postprocess if s.output == plan.output]
         labels = next((s.labels for s in steps if s.operation is Operation.ARGMAX), ())
         estimate = math.prod(d if isinstance(d, int) and d > 0 else _ASSUMED_LENGTH for d in dims or [])
