@@ -17,29 +17,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketgrid.errors import CorruptLogError, StaleEpochError, StoreError
-from pocketgrid.storage.commitlog import CommitLog, read_header, read_log, segment_names
+from pocketgrid.storage.commitlog import CommitLog
 from pocketgrid.storage.logentries import (
     Commit,
     Entry,
     Finished,
     Header,
+    Introduced,
     Layout,
-    LogState,
     Plan,
     Reopened,
     Sealed,
+    Share,
     Unsealed,
+    Worker,
     decode_line,
     encode_line,
     encode_lines,
+    segment_name,
 )
+from pocketgrid.storage.logreading import read_header, read_log, segment_names
+from pocketgrid.storage.logstate import UNKNOWN, LogState
 
 PLAN = Plan(per_shard=3, items=20, shards_per_part=2)  # 7 shards, 4 parts
 FINGERPRINT = {"model": "m", "input": "i", "output": "o"}
 
 
 def a_commit(shard: int, offset: int = 0, failed: int = 0) -> Commit:
-    return Commit(shard, 1, "phone-1", "ada", "ort", 3 - failed, failed, 10, "E0000000001-S000001", offset, 9, 9, 7)
+    return Commit(shard, 1, 1 + offset % 2, 3 - failed, failed, 10, "E0000000001-S000001", offset, 9, 9, 7)
 
 
 texts = st.text(max_size=8)
@@ -49,7 +54,13 @@ entries = st.one_of(
     st.just(Layout((("y", "int64", (), False),))),
     commits,
     st.builds(Reopened, st.integers(0, 6), st.just("E0000000001-S000001"), st.integers(0, 3)),
-    st.builds(lambda part, failed: Sealed(part, 6 - failed, failed, 1, "aa"), st.integers(0, 3), st.integers(0, 2)),
+    st.builds(
+        lambda part, failed, work: Sealed(part, 6 - failed, failed, 1, "aa", work=work),
+        st.integers(0, 3),
+        st.integers(0, 2),
+        st.sampled_from([(), (Share(1, 2, 6, 0, 20),)]),
+    ),
+    st.builds(lambda n: Introduced(n, f"phone-{n}", "ada", "", "ort"), st.integers(1, 2)),
     st.builds(Unsealed, st.integers(0, 3)),
     st.builds(Finished, st.just("ff")),
 )
@@ -57,7 +68,13 @@ any_entry = st.one_of(
     entries,
     st.builds(
         Commit,
-        *[st.integers(0, 2**62)] * 2, *[texts] * 3, *[st.integers(0, 2**40)] * 3, texts, *[st.integers(0, 2**40)] * 4,
+        *[st.integers(0, 2**62)] * 2, *[st.integers(0, 2**40)] * 4,
+        st.builds(segment_name, st.integers(1, 10**9), st.integers(1, 10**5)), *[st.integers(0, 2**40)] * 4, st.none(),
+    ),
+    st.builds(Introduced, st.integers(1, 2**40), *[texts] * 4),
+    st.builds(
+        Sealed, *[st.integers(0, 99)] * 4, texts, st.integers(0, 99), texts,
+        st.lists(st.builds(Share, *[st.integers(0, 2**50)] * 5), max_size=3).map(tuple),
     ),
     st.builds(
         Header, job=texts, fingerprint=st.dictionaries(texts, texts, max_size=3), epoch=st.integers(1, 9),
@@ -86,7 +103,8 @@ def fold(sequence: list[Entry]) -> LogState:
 def facts(state: LogState) -> tuple[object, ...]:
     return (
         state.plan, state.layout, state.staged, state.sealed, state.committed.to_text(), state.references,
-        state.rows_done, state.rows_failed, state.damaged, state.finished,
+        state.rows_done, state.rows_failed, state.damaged, state.finished, state.workers, state.numbers, state.whole,
+        state.sealed_work(),
     )  # fmt: skip
 
 
@@ -131,9 +149,10 @@ def test_counts_are_those_of_the_shards(sequence: list[Entry]) -> None:
     assert sum(state.references.values()) == len(held)
 
 
-@given(st.lists(st.lists(commits, max_size=5), max_size=8), st.integers(300, 2000))
-@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(entries, max_size=5), max_size=8), st.integers(300, 2000))
+@settings(max_examples=60, deadline=None)
 def test_what_is_appended_is_read_whatever_the_rotation(batches: list[list[Entry]], rotate: int) -> None:
+    """Also where the reader passes over commits, because their part is sealed."""
     with a_folder() as folder:
         log = CommitLog.open(folder, "job", FINGERPRINT, rotate_bytes=rotate)
         log.append([PLAN])
@@ -146,6 +165,23 @@ def test_what_is_appended_is_read_whatever_the_rotation(batches: list[list[Entry
         assert again.token_key == log.token_key
         assert again.notes == ()
         again.close()
+
+
+@given(st.lists(commits | st.builds(lambda n, d: Introduced(n, d, "", "", ""), st.integers(1, 3), texts), max_size=12),
+       st.lists(st.sampled_from([Worker(d, "", "", "") for d in "abc"]), max_size=4))  # fmt: skip
+def test_a_number_that_was_used_is_never_given_to_another_worker(sequence: list[Entry], workers: list[Worker]) -> None:
+    state = fold(sequence)
+    used = {e.worker if isinstance(e, Commit) else e.number for e in sequence}
+    known = dict(state.numbers)
+    numbers, introductions = state.introduce(workers)
+    assert set(numbers) == set(workers)
+    assert {e.worker: e.number for e in introductions} == {w: n for w, n in numbers.items() if w not in known}
+    assert not {e.number for e in introductions} & used
+    state.apply_all(introductions)
+    assert {w: state.numbers[w] for w in numbers} == numbers
+    assert state.introduce(workers)[1] == []
+    if UNKNOWN not in workers:
+        assert all(state.workers[n] == w for w, n in numbers.items() if w not in known)
 
 
 def test_a_log_cut_at_any_byte_keeps_every_whole_line() -> None:

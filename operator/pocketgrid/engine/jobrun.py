@@ -170,7 +170,12 @@ class JobRun:
         return ACCEPTED if problem is None else Verdict(accepted=False, reason="WrongOutputs", message=problem)
 
     def commit_of(
-        self, effect: ev.CommitShard, outcome: ShardOutcome | None, owner: str, engine: str
+        self,
+        effect: ev.CommitShard,
+        outcome: ShardOutcome | None,
+        owner: str,
+        engine: str,
+        classes: tuple[str, ...],
     ) -> tuple[ShardCommit, int]:
         """What goes to disk for an accepted answer, or for a shard that was given up; and how many bytes it weighs."""
         from pocketgrid.storage.results import ShardCommit
@@ -205,6 +210,7 @@ class JobRun:
             failures=failures,
             compute_us=compute_us,
             engine=engine,
+            classes=classes,
         )
         return commit, sum(len(t.data) for t in outputs) + 256
 

@@ -279,7 +279,8 @@ class Lifecycle:
                     record = self._grid.fleet.devices.get(effect.device)
                     owner = record.identity.owner if record is not None else ""
                     engine = record.identity.facts.engine if record is not None else ""
-                    commit, size = job.commit_of(effect, outcome, owner, engine)
+                    classes = self._grid.fleet.classes_of(record) if record is not None else ()
+                    commit, size = job.commit_of(effect, outcome, owner, engine, classes)
                     assert job.writer is not None
                     job.writer.put(commit, size)
                 case ev.Settle():

@@ -32,7 +32,10 @@ The seals of the *newest* readable header are the only authority; each writer re
 The same mechanism undoes a failed append: the next append opens a new segment whose header seals the failed one at
 its last durable byte. Nothing is ever truncated and no segment that failed an fsync is written again, because after
 a failed fsync the page cache may no longer match the disk (Rebello et al., "Can Applications Recover from fsync
-Failures?", USENIX ATC 2020).
+Failures?", USENIX ATC 2020). For the same reason a new writer drops the cached pages of what it reads first.
+
+What is asked of whoever else uses the folder: to leave it where it is. A segment whose name is gone can still be
+written and fsynced, so each append also looks whether the name still leads to the open file.
 
 Recovery is reading the log. A partial last line is a torn tail and is dropped; a damaged line elsewhere is skipped
 and reported, and what it said is done again unless a later line proves it.
@@ -42,153 +45,21 @@ A `CommitLog` belongs to one thread at a time; it has no locks of its own.
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pocketgrid.errors import CorruptLogError, StaleEpochError, StoreError
+from pocketgrid.errors import StaleEpochError, StoreError
 from pocketgrid.model.ids import Epoch
 from pocketgrid.storage.durable import fsync_folder, make_folder, store_error, write_all
-from pocketgrid.storage.logentries import VERSION, Entry, Header, LogState, decode_line, encode_lines
+from pocketgrid.storage.logentries import Entry, Header, encode_lines, segment_name
+from pocketgrid.storage.logreading import LogContents, epoch_of, read_log, segment_names
+from pocketgrid.storage.timings import Spent
 
-_NAME = re.compile(r"E(\d{10})-S(\d{6})\.log")
 _OPEN_ATTEMPTS = 100
 """Epochs tried before giving up when others keep opening the same log at the same moment."""
-
-
-def segment_name(epoch: int, number: int) -> str:
-    """Name of a segment, without suffix; its order is (epoch, number) and also that of the text."""
-    return f"E{epoch:010d}-S{number:06d}"
-
-
-def segment_names(folder: Path) -> list[str]:
-    """File names of all segments in `folder`, oldest first."""
-    return sorted(n for n in os.listdir(folder) if _NAME.fullmatch(n))  # noqa: PTH208  # names, not paths
-
-
-def _epoch_of(name: str) -> int:
-    return int(name[1:11])
-
-
-@dataclass(frozen=True, slots=True)
-class LogContents:
-    """What reading the log found.
-
-    Attributes:
-        header: the authoritative header, None for a log that no writer has come to use.
-        seals: segment that counts -> bytes of it that count, whole lines only.
-        notes: damage that was met and what it means, as sentences.
-    """
-
-    header: Header | None
-    seals: Mapping[str, int]
-    state: LogState
-    notes: tuple[str, ...]
-
-
-def read_log(folder: Path, *, below: int | None = None, durably: bool = False) -> LogContents:
-    """Read the segments of all epochs, or those before epoch `below`.
-
-    `durably` fsyncs what was read, so that it may be relied on even if its writer had not come to do so.
-
-    Raises:
-        CorruptLogError: the log contradicts itself in a way that redoing shards cannot mend.
-        StoreError: a file could not be read, or was written by a newer version.
-    """
-    names = [n for n in segment_names(folder) if below is None or _epoch_of(n) < below]
-    header, own = _newest_header(folder, names)
-    notes: list[str] = []
-    if header is None:
-        return LogContents(None, {}, LogState(), ())
-    state, seals, seen = LogState(), {}, set()
-    for name in names:
-        limit = None if name == own else header.seals.get(name, 0)
-        if (own < name) or limit == 0:
-            continue
-        data = _read(folder / name, limit, durably=durably)
-        if limit is not None and len(data) < limit:
-            notes.append(f"{name} has {len(data)} bytes of {limit}; the shards it lost are done again")
-        whole = data.rfind(b"\n") + 1
-        bad = entries = 0
-        for line in _lines(data[:whole]):
-            entry = decode_line(line)
-            if entry is None:
-                bad += 1
-            else:
-                entries += not isinstance(entry, Header)
-                state.apply(entry)
-        if bad:
-            notes.append(f"{name} has {bad} damaged or unknown lines; what only they said is done again")
-        if whole < len(data):
-            notes.append(f"{name} ends in a partial line of {len(data) - whole} bytes, which is dropped")
-        seen.add(name)
-        if entries:  # a segment that holds but its header need not be kept, nor named for ever
-            seals[name] = whole
-    notes += [f"{name} is gone; the shards it lost are done again" for name in header.seals if name not in seen]
-    return LogContents(header, seals, state, tuple(notes))
-
-
-def read_header(folder: Path) -> Header | None:
-    """Whose log this is, or None if nobody has come to use it. Fences off nobody.
-
-    Raises:
-        CorruptLogError: the newest header is damaged.
-        StoreError: a file could not be read, or was written by a newer version.
-    """
-    try:
-        names = segment_names(folder)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise store_error("listing", folder, error) from error
-    return _newest_header(folder, names)[0]
-
-
-def _newest_header(folder: Path, names: Sequence[str]) -> tuple[Header | None, str]:
-    """The newest header that can be read and the segment it stands in."""
-    for name in reversed(names):
-        data = _read(folder / name, None, durably=False)
-        first: Entry | None = None
-        entries = 0
-        for line in _lines(data[: data.rfind(b"\n") + 1]):
-            entry = decode_line(line)
-            if isinstance(entry, Header):
-                first = entry
-                break
-            entries += entry is not None
-        if isinstance(first, Header):
-            if first.version > VERSION:
-                raise StoreError(f"{folder / name} was written by a newer version of PocketGrid; use that one")
-            return first, name
-        if entries:
-            raise CorruptLogError(
-                f"both copies of the header of {folder / name} are damaged, so it cannot be told which entries count; "
-                "restore the file from a backup or start again in a new output folder"
-            )
-    return None, ""
-
-
-def _lines(data: bytes) -> Iterator[bytes]:
-    start = 0
-    while (stop := data.find(b"\n", start)) >= 0:
-        yield data[start:stop]
-        start = stop + 1
-
-
-def _read(path: Path, limit: int | None, *, durably: bool) -> bytes:
-    try:
-        with path.open("rb") as source:
-            data = source.read() if limit is None else source.read(limit)
-            if durably:
-                os.fsync(source.fileno())
-            return data
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise store_error("reading", path, error) from error
 
 
 class CommitLog:
@@ -197,6 +68,7 @@ class CommitLog:
     Attributes:
         state: everything acknowledged so far, by this epoch and all before it.
         notes: what recovery met.
+        spent: time spent on appending.
     """
 
     def __init__(self, folder: Path, epoch: Epoch, contents: LogContents, *, rotate_bytes: int) -> None:
@@ -204,6 +76,7 @@ class CommitLog:
         self.epoch = epoch
         self.state = contents.state
         self.notes = contents.notes
+        self.spent = Spent()
         self._folder = folder
         self._rotate_bytes = rotate_bytes
         self._seals = dict(contents.seals)
@@ -278,7 +151,7 @@ class CommitLog:
         """Create the first segment of the next epoch, before anything older is read."""
         for _ in range(_OPEN_ATTEMPTS):
             names = segment_names(folder)
-            epoch = Epoch(_epoch_of(names[-1]) + 1 if names else 1)
+            epoch = Epoch(epoch_of(names[-1]) + 1 if names else 1)
             path = folder / (segment_name(epoch, 1) + ".log")
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -314,7 +187,7 @@ class CommitLog:
         Safe because our durable header names none of them: no reader will look into them again.
         """
         for name in segment_names(self._folder):
-            if _epoch_of(name) < self.epoch and name not in self._seals:
+            if epoch_of(name) < self.epoch and name not in self._seals:
                 (self._folder / name).unlink(missing_ok=True)
 
     def append(self, entries: Sequence[Entry]) -> None:
@@ -331,13 +204,15 @@ class CommitLog:
         try:
             if self._broken or (self._length > self._header_length and self._length + len(lines) > self._rotate_bytes):
                 self._rotate()
-            write_all(self._descriptor, self._length, [lines])
-            os.fdatasync(self._descriptor)
+            with self.spent:
+                write_all(self._descriptor, self._length, [lines])
+                os.fdatasync(self._descriptor)
             self._check_epoch()
         except OSError as error:
             self._broken = True
             self.check_epoch()  # a newer writer removes segments that do not count, which is no fault of the disk
-            raise store_error("writing the commit log", self._folder / self._name, error) from error
+            path = Path(error.filename) if error.filename else self._folder / self._name
+            raise store_error("writing the commit log", path, error) from error
         self._length += len(lines)
         self.state.apply_all(entries)
 
@@ -357,16 +232,36 @@ class CommitLog:
 
     def _check_epoch(self) -> None:
         names = segment_names(self._folder)
-        newest = _epoch_of(names[-1]) if names else 0
+        newest = epoch_of(names[-1]) if names else 0
         if newest > self.epoch:
             self._stale = f"epoch {newest} has taken over {self._folder} from epoch {self.epoch}; this writer must stop"
-        elif self._name not in names:
-            self._stale = f"{self._folder / self._name} was removed while it was in use; this writer must stop"
+        else:
+            self._check_place()
         if self._stale:
             raise StaleEpochError(self._stale)
 
+    def _check_place(self) -> None:
+        """See whether our segment is still what its name leads to.
+
+        A file can be written and fsynced long after its name is gone: somebody removed or moved the folder, or
+        unmounted it. Nobody would ever read what is acknowledged then.
+        """
+        path = self._folder / self._name
+        try:
+            found = path.stat()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, "it was removed or moved while in use", str(path)) from error
+        held = os.fstat(self._descriptor)
+        if (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
+            self._stale = f"{path} is another file than before: somebody else writes there; this writer must stop"
+
     def _rotate(self) -> None:
         """Go on in a new segment whose header seals the current one at its last durable byte."""
+        self._check_epoch()
+        names = set(segment_names(self._folder))
+        if gone := sorted(set(self._seals) - names):
+            # The next reader would believe a log that begins in the middle, and have the shards of the rest done again.
+            raise FileNotFoundError(errno.ENOENT, "it was removed or moved while in use", str(self._folder / gone[0]))
         if self._length > self._header_length:
             self._seals[self._name] = self._length
         name = segment_name(self.epoch, self._next_number) + ".log"

@@ -9,6 +9,7 @@ Are Not Created Equal" (Pillai et al., OSDI 2014).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -30,6 +31,7 @@ _REMEDIES = {
     errno.EACCES: "give this process the right to write there",
     errno.EPERM: "give this process the right to write there",
     errno.EIO: "check the disk",
+    errno.ENOENT: "put it back as it was, and work goes on by itself",
 }
 
 
@@ -95,7 +97,13 @@ def make_folder(folder: Path) -> None:
         at = at.parent
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
-        fsync_folder(path.parent)
+        try:
+            fsync_folder(path.parent)
+        except OSError:
+            # It exists now, so nobody would make its name durable the next time.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+            raise
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
@@ -107,12 +115,22 @@ def replace_durably(temporary: Path, final: Path) -> None:
 
 
 def write_atomically(final: Path, temporary: Path, data: bytes) -> None:
-    """Write `data` so that `final` is at every moment either as before or complete."""
-    with temporary.open("wb") as sink:
-        sink.write(data)
-        sink.flush()
-        os.fsync(sink.fileno())
-    replace_durably(temporary, final)
+    """Write `data` so that `final` is at every moment either as before or complete.
+
+    Raises:
+        OSError: as the system said. `temporary` is gone, since after a failed fsync its pages cannot be trusted, nor
+            can it be taken for granted that `final` will outlive a power cut, even if it can be read.
+    """
+    try:
+        with temporary.open("wb") as sink:
+            sink.write(data)
+            sink.flush()
+            os.fsync(sink.fileno())
+        replace_durably(temporary, final)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 class FolderLock:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from pocketgrid.errors import CorruptLogError, InternalError, InvalidSpecError, 
 from pocketgrid.model.ids import ShardIndex
 from pocketgrid.model.job import OutputFormat
 from pocketgrid.model.tensors import TensorSpec
-from pocketgrid.storage.commitlog import segment_names
+from pocketgrid.storage.logreading import segment_names
 from pocketgrid.storage.results import ResultStore, StoreLimits, read_manifest, verify
 from tests.unit.storage_write.result_builders import a_job, a_result, no_keys, word_keys
 
@@ -208,11 +208,24 @@ def test_another_or_a_changed_job_is_refused_and_fences_off_nobody(
     store.close()
 
 
-def test_a_folder_with_results_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "part-00000.parquet").write_bytes(b"precious")
-    with pytest.raises(InvalidSpecError, match=r"already holds part-00000\.parquet"):
-        opened(tmp_path)
-    assert (tmp_path / "part-00000.parquet").read_bytes() == b"precious"
+@pytest.mark.parametrize("name", ["part-00000.parquet", "part-00007.jsonl", "_manifest.json"])
+def test_a_folder_with_results_of_somebody_else_is_refused(tmp_path: Path, name: str) -> None:
+    """Another job's output from which the log was removed, or files of another program."""
+    (tmp_path / name).write_bytes(b"precious")
+    for _ in range(2):
+        with pytest.raises(InvalidSpecError, match=f"already holds {name}, which is not of this job") as refusal:
+            opened(tmp_path)
+        assert (refusal.value.reason, refusal.value.field) == ("OutputHoldsAnotherJob", "spec.output.uri")
+    assert (tmp_path / name).read_bytes() == b"precious"
+
+
+def test_the_finished_output_of_another_job_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    finish(half_done(tmp_path / "out"))
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    with pytest.raises(InvalidSpecError, match="holds the output of job job-1; name another folder or remove it"):
+        opened(tmp_path / "out", uid="job-2")
+    after = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != "lock"}
+    assert after == {p: data for p, data in before.items() if p.name != "lock"}
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/out", "relative/out", "file://elsewhere/out", ""])
@@ -243,13 +256,55 @@ def test_an_output_called_row_moves_the_row_number_aside(tmp_path: Path) -> None
     assert verify(str(tmp_path / "out")) == []
 
 
-def test_a_log_folder_that_vanishes_stops_the_writer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moved", ["", "_pocketgrid", "_pocketgrid/log"])
+def test_a_folder_that_vanishes_is_missed_and_work_goes_on_when_it_is_back(tmp_path: Path, moved: str) -> None:
     store = half_done(tmp_path / "out")
-    for name in segment_names(tmp_path / "out/_pocketgrid/log"):
-        (tmp_path / "out/_pocketgrid/log" / name).unlink()
-    with pytest.raises(StaleEpochError, match="was removed while it was in use"):
-        store.commit([a_result(2, (values(2),))])
-    store.close()
+    folder = tmp_path / "out" / moved
+    folder.rename(tmp_path / "aside")
+    for _ in range(3):
+        with pytest.raises(StoreError, match="put it back"):
+            store.commit([a_result(2, (values(2),))])
+        with pytest.raises(StoreError, match="put it back"):
+            store.seal()
+    assert store._log.state.committed.to_text() == "0,1,5"
+    (tmp_path / "aside").rename(folder)
+    assert store.commit([a_result(2, (values(2),))]).new == (2,)
+    finish(store)
+    assert verify(str(tmp_path / "out")) == []
+
+
+def test_a_log_without_its_beginning_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Nothing may be acknowledged in a folder whose next reader would not know what was acknowledged before."""
+    half_done(tmp_path / "out").close()
+    store = opened(tmp_path / "out")
+    store.commit([a_result(2, (values(2),))])
+    log = tmp_path / "out/_pocketgrid/log"
+    for name in segment_names(log):
+        (log / name).rename(tmp_path / name)
+    with pytest.raises(StoreError, match="removed or moved"):
+        store.commit([a_result(3, (values(3),))])
+    (tmp_path / "E0000000002-S000001.log").rename(log / "E0000000002-S000001.log")
+    with pytest.raises(StoreError, match=r"E0000000001-S000001\.log failed: it was removed or moved"):
+        store.commit([a_result(3, (values(3),))])
+    (tmp_path / "E0000000001-S000001.log").rename(log / "E0000000001-S000001.log")
+    assert store.commit([a_result(3, (values(3),))]).new == (3,)
+    finish(store)
+    assert verify(str(tmp_path / "out")) == []
+
+
+def test_a_folder_that_was_removed_and_begun_anew_by_somebody_else_stops_the_writer(tmp_path: Path) -> None:
+    """Both are of epoch 1, and what the first one writes goes into files without a name."""
+    first = half_done(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    second = half_done(tmp_path / "out", shards=(0,))
+    assert second.recovered.epoch == first.recovered.epoch == 1
+    with pytest.raises(StaleEpochError, match="another file than before"):
+        first.commit([a_result(2, (values(2),))])
+    with pytest.raises(StaleEpochError):
+        first.seal()
+    finish(second)
+    first.close()
+    assert verify(str(tmp_path / "out")) == []
 
 
 # ---- misuse and damage ----
@@ -305,7 +360,7 @@ def test_a_newer_version_of_the_log_is_left_alone(tmp_path: Path) -> None:
 
     lines = []
     for line in path.read_bytes().splitlines():
-        payload = line[9:].replace(b'"version":1', b'"version":2')
+        payload = line[9:].replace(b'"version":2', b'"version":3')
         lines.append(b"%08x %b\n" % (zlib.crc32(payload), payload))
     path.write_bytes(b"".join(lines))
     with pytest.raises(StoreError, match="newer version"):
@@ -316,50 +371,6 @@ def test_a_log_of_another_number_of_items_is_corrupt(tmp_path: Path) -> None:
     half_done(tmp_path / "out").close()
     with pytest.raises((InvalidSpecError, CorruptLogError)):
         ResultStore.open(a_job(tmp_path / "out", ITEMS + 1), no_keys)
-
-
-# ---- verify ----
-
-
-def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    store = half_done(out)
-    store.commit([a_result(2, (values(2)[:2],), (2,))])
-    finish(store)
-    assert verify(str(out)) == []
-
-    extra = out / "part-00099.parquet"
-    extra.write_bytes(b"")
-    assert verify(str(out)) == ["part-00099.parquet is not in the manifest"]
-    extra.unlink()
-
-    errors = out / "_errors" / "part-00001.jsonl"
-    text = errors.read_text()
-    errors.write_text(text.replace("bad", "BAD"))
-    assert verify(str(out)) == ["_errors/part-00001.jsonl has changed since the job finished"]
-    errors.write_text(text)
-
-    manifest = json.loads((out / "_manifest.json").read_text())
-    manifest["rows"] += 1
-    (out / "_manifest.json").write_text(json.dumps(manifest))
-    assert verify(str(out)) == ["the parts have 19 rows and 1 failed, the manifest 20 and 1"]
-
-    (out / "part-00003.parquet").unlink()
-    assert "part-00003.parquet is missing" in verify(str(out))
-    (out / "_manifest.json").write_text("{")
-    with pytest.raises(StoreError, match="is not JSON"):
-        verify(str(out))
-    (out / "_manifest.json").unlink()
-    with pytest.raises(StoreError, match="has not finished"):
-        verify(str(out))
-
-
-def test_verify_finds_keys_that_occur_twice(tmp_path: Path) -> None:
-    job = a_job(tmp_path / "out", ITEMS, key="id")
-    store = ResultStore.open(job, lambda start, stop: pa.array([i // 2 for i in range(start, stop)]))
-    store.plan(PER_SHARD)
-    finish(store)
-    assert verify(str(tmp_path / "out")) == ["10 keys occur more than once in column 'id'"]
 
 
 def test_shards_are_numbers_of_the_grid(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pocketgrid.model.ids import AttemptSeq, DeviceName, Epoch, ShardIndex
 from pocketgrid.model.job import ItemFailure
 from pocketgrid.model.ranges import IndexSet
 from pocketgrid.model.tensors import TensorData
+from pocketgrid.storage.logentries import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class ShardCommit:
         failures: the other rows, by number within the shard.
         compute_us: microseconds the device computed.
         engine: inference engine that computed it.
+        classes: hardware classes of the device, sorted.
     """
 
     shard: ShardIndex
@@ -50,6 +52,12 @@ class ShardCommit:
     failures: tuple[ItemFailure, ...]
     compute_us: int = 0
     engine: str = ""
+    classes: tuple[str, ...] = ()
+
+    @property
+    def worker(self) -> Worker:
+        """Who computed it."""
+        return Worker(self.device, self.owner, ",".join(self.classes), self.engine)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.job import AdmittedJob
-from pocketgrid.storage.commitlog import read_header
 from pocketgrid.storage.durable import store_error
+from pocketgrid.storage.logreading import read_header
 from pocketgrid.storage.results.manifest import NAME as MANIFEST_NAME
 
 PRIVATE = "_pocketgrid"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -108,16 +109,6 @@ def write_errors(path: Path, lines: Sequence[dict[str, Any]]) -> Written:
         return sink.done(len(lines))
 
 
-def digest(path: Path) -> Written:
-    """Length and SHA-256 of an existing file; `rows` is left 0."""
-    hasher, count = hashlib.sha256(), 0
-    with path.open("rb") as source:
-        while block := source.read(1 << 20):
-            hasher.update(block)
-            count += len(block)
-    return Written(0, count, hasher.hexdigest())
-
-
 def json_lines(table: pa.Table) -> bytes:
     """`table` as JSON lines: numbers in their shortest form, what is no finite number as null.
 
@@ -167,14 +158,51 @@ def _brackets(lists: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(pa.scalar("[", text), joined, pa.scalar("]", text), pa.scalar("", text))
 
 
-def row_keys(path: Path, key: str, format_: OutputFormat) -> Iterator[Any]:
-    """The keys in a part, in row order."""
+def columns_of(path: Path, format_: OutputFormat) -> list[dict[str, Any]] | None:
+    """Columns of a part as the manifest says them; names only for JSONL, and None if there is no row to tell."""
     match format_:
         case OutputFormat.PARQUET:
             import pyarrow.parquet as pq
 
-            yield from pq.read_table(path, columns=[key]).column(0).to_pylist()
+            return describe_columns(pq.read_schema(path))
         case OutputFormat.JSONL:
             with path.open("rb") as source:
-                for line in source:
-                    yield json.loads(line)[key]
+                line = source.readline()
+            return [{"name": name} for name in json.loads(line)] if line else None
+
+
+def describe_columns(schema: pa.Schema) -> list[dict[str, Any]]:
+    """Name and type of each column; `shape` where a list is a flattened tensor."""
+    # A Parquet file calls the values of a list "element", Arrow in memory "item".
+    return [
+        {"name": f.name, "type": str(f.type).replace("<element: ", "<item: ")}
+        | ({"shape": json.loads(f.metadata[b"shape"])} if f.metadata and b"shape" in f.metadata else {})
+        for f in schema
+    ]
+
+
+_KEYS_TOGETHER = 65_536
+
+
+def row_keys(path: Path, key: str, format_: OutputFormat) -> Iterator[list[Any]]:
+    """The keys in a part, in row order, some at a time.
+
+    Raises:
+        ValueError, KeyError: the file is not what a part should be.
+    """
+    match format_:
+        case OutputFormat.PARQUET:
+            import pyarrow.parquet as pq
+
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_KEYS_TOGETHER, columns=[key]):
+                    yield batch.column(0).to_pylist()
+        case OutputFormat.JSONL:
+            # The key stands first; the rest of a line may hold thousands of numbers that nobody asks for here.
+            beginning, decoder = f"{{{json.dumps(key, ensure_ascii=False)}: ", json.JSONDecoder()
+            with path.open(encoding="utf-8", newline="\n") as source:
+                while lines := list(itertools.islice(source, _KEYS_TOGETHER)):
+                    for line in lines:
+                        if not line.startswith(beginning):
+                            raise ValueError(f"a line begins with {line[:40]!r} and not with the key {key!r}")
+                    yield [decoder.raw_decode(line, len(beginning))[0] for line in lines]

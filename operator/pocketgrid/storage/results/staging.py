@@ -15,8 +15,9 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketgrid.storage.commitlog import segment_name
 from pocketgrid.storage.durable import fsync_folder, make_folder, store_error, write_all
+from pocketgrid.storage.logentries import segment_name
+from pocketgrid.storage.timings import WriteTimings
 
 _SUFFIX = ".data"
 _EPOCH = re.compile(r"\bE(\d{10})\b")
@@ -35,7 +36,7 @@ class Location:
 class Staging:
     """The staging folder, written by one thread of one epoch."""
 
-    def __init__(self, folder: Path, epoch: int, *, rotate_bytes: int) -> None:
+    def __init__(self, folder: Path, epoch: int, *, rotate_bytes: int, timings: WriteTimings | None = None) -> None:
         self._folder = folder
         self._epoch = epoch
         self._rotate_bytes = rotate_bytes
@@ -43,6 +44,7 @@ class Staging:
         self._descriptor = -1
         self._segment = ""
         self._length = 0
+        self._timings = timings or WriteTimings()
         try:
             make_folder(folder)
         except OSError as error:
@@ -76,8 +78,10 @@ class Staging:
                     length += len(piece)
                 locations.append(Location(self._segment, at, length, crc))
                 at += length
-            write_all(self._descriptor, self._length, [p for pieces in records for p in pieces])
-            os.fdatasync(self._descriptor)
+            with self._timings.stage:
+                write_all(self._descriptor, self._length, [p for pieces in records for p in pieces])
+            with self._timings.sync_data:
+                os.fdatasync(self._descriptor)
         except OSError as error:
             failed = self.path(self._segment) if self._segment else self._folder
             self._give_back()

@@ -12,8 +12,9 @@ block on the disk, so that thread is not the event loop's.
 from __future__ import annotations
 
 import hashlib
-import json
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,18 @@ from pocketgrid.model.ranges import IndexSet
 from pocketgrid.model.tensors import TensorData
 from pocketgrid.storage.commitlog import CommitLog
 from pocketgrid.storage.durable import FolderLock, make_folder, output_folder, store_error, write_atomically
-from pocketgrid.storage.logentries import Commit, Entry, Finished, LogState, Plan, Reopened, Sealed, Unsealed
+from pocketgrid.storage.logentries import Commit, Entry, Finished, Plan, Reopened, Sealed, Share, Unsealed
+from pocketgrid.storage.logstate import LogState
 from pocketgrid.storage.results.columns import Column, derive_columns, layout_of, unseen, with_layout
 from pocketgrid.storage.results.contract import DEFAULT_LIMITS, Committed, Recovered, ShardCommit, StoreLimits
 from pocketgrid.storage.results.manifest import NAME as MANIFEST_NAME
 from pocketgrid.storage.results.manifest import FileEntry, Manifest, PartEntry, load_manifest
 from pocketgrid.storage.results.ownership import PRIVATE, check_ownership, fingerprint
-from pocketgrid.storage.results.parts import errors_name, part_name
+from pocketgrid.storage.results.parts import describe_columns, errors_name, part_name
 from pocketgrid.storage.results.sealing import KeyColumn, PartSource, encode_record, output_schema, seal_part
 from pocketgrid.storage.results.staging import Staging
+from pocketgrid.storage.results.work import summarize_work
+from pocketgrid.storage.timings import WriteTimings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +50,7 @@ class ResultStore:
 
     Attributes:
         recovered: what opening found.
+        timings: where the time goes.
     """
 
     recovered: Recovered
@@ -61,6 +66,7 @@ class ResultStore:
         self._keys = keys
         self._key: KeyColumn | None = None
         self._reopened: list[ShardIndex] = []
+        self.timings = WriteTimings()
         self._log: CommitLog
         self._staging: Staging
 
@@ -116,8 +122,11 @@ class ResultStore:
         self._log = CommitLog.open(
             self._private / "log", self._job.spec.uid, fingerprint(self._job), rotate_bytes=limits.segment_bytes
         )
+        self._log.spent = self.timings.sync_log
         state = self._log.state
-        self._staging = Staging(self._private / "staging", self._log.epoch, rotate_bytes=limits.segment_bytes)
+        self._staging = Staging(
+            self._private / "staging", self._log.epoch, rotate_bytes=limits.segment_bytes, timings=self.timings
+        )
         notes = list(self._log.notes)
         if state.layout is not None:
             self._columns = with_layout(self._columns, state.layout)
@@ -228,19 +237,21 @@ class ResultStore:
         return _misfit(columns, shard.outputs, size - len(failed))
 
     def _write(self, new: Sequence[ShardCommit], columns: tuple[Column, ...]) -> None:
+        started = time.perf_counter()
         records = [encode_record(columns, s.outputs, s.failures) for s in new]
+        self.timings.stage.seconds += time.perf_counter() - started
         locations = self._staging.append(records)
         entries: list[Entry] = []
         if self._log.state.layout is None and all(c.known for c in columns):
             entries.append(layout_of(columns))
+        numbers, introductions = self._log.state.introduce(s.worker for s in new)
+        entries += introductions
         for shard, (batch, _), where in zip(new, records, locations, strict=True):
             entries.append(
                 Commit(
                     shard=shard.shard,
                     seq=shard.seq,
-                    device=shard.device,
-                    owner=shard.owner,
-                    engine=shard.engine,
+                    worker=numbers[shard.worker],
                     rows=shard.outputs[0].items if shard.outputs else 0,
                     failed=len(shard.failures),
                     compute_us=shard.compute_us,
@@ -272,14 +283,22 @@ class ResultStore:
             return 0
         columns = self._columns if all(c.known for c in self._columns) else unseen(self._columns)
         source = PartSource(state.plan, part, dict(state.staged[part]), self._staging, columns, self._key_column())
-        outcome = seal_part(source, self._folder, self._job.spec.output.format, self._log.check_epoch)
+        with self.timings.seal:
+            outcome = seal_part(source, self._folder, self._job.spec.output.format, self._log.check_epoch)
         if isinstance(outcome, Sealed):
-            self._log.append([outcome])
+            self._log.append(self._attributed(outcome))
             self._staging.sweep(state.references)
             return 1
         self._log.append([Reopened(c.shard, c.staging, c.offset) for c in outcome])
         self._reopened += [ShardIndex(c.shard) for c in outcome]
         return 0
+
+    def _attributed(self, sealed: Sealed) -> list[Entry]:
+        """`sealed` with who computed it, so that this is known even if lines of single shards are lost."""
+        work = self._log.state.staged_work(sealed.part)
+        numbers, introductions = self._log.state.introduce(work)
+        shares = tuple(sorted(Share(numbers[worker], *share[1:]) for worker, share in work.items()))
+        return [*introductions, replace(sealed, work=shares)]
 
     @property
     def has_ready_part(self) -> bool:
@@ -322,13 +341,15 @@ class ResultStore:
         data = self._manifest().to_bytes()
         digest = hashlib.sha256(data).hexdigest()
         self._log.check_epoch()
+        known = state.finished == Finished(digest)
         try:
-            if not path.exists() or path.read_bytes() != data:
+            # Unless the log vouches for it, what can be read may be the work of a try whose last fsync failed.
+            if not known or not path.exists() or path.read_bytes() != data:
                 write_atomically(path, self._staging.temporary(MANIFEST_NAME), data)
         except OSError as error:
             self._log.check_epoch()
             raise store_error("writing", path, error) from error
-        if state.finished != Finished(digest):
+        if not known:
             self._log.append([Finished(digest)])
         self._staging.close()
         self._log.check_epoch()  # what a newer writer has staged is not ours to remove
@@ -344,6 +365,7 @@ class ResultStore:
             job=spec.uid,
             name=spec.key,
             model=spec.model.sha256,
+            model_uri=spec.model.uri,
             input=spec.input.uri,
             input_fingerprint=self._job.fingerprint,
             format=spec.output.format.value,
@@ -352,12 +374,9 @@ class ResultStore:
             items=self._job.items,
             rows=sum(p.data.rows for p in parts),
             failed=sum(p.errors.rows for p in parts if p.errors),
-            columns=tuple(
-                {"name": f.name, "type": str(f.type)}
-                | ({"shape": json.loads(f.metadata[b"shape"])} if f.metadata else {})
-                for f in output_schema(key, columns)
-            ),
+            columns=tuple(describe_columns(output_schema(key, columns))),
             parts=tuple(parts),
+            work=summarize_work(state.sealed_work()),
         )
 
     def _part_entry(self, plan: Plan, sealed: Sealed) -> PartEntry:
