@@ -1,0 +1,67 @@
+"""`python -m tests.chaos`: many random schedules of faults, each judged by the history checker.
+
+Ends with status 0 if none violated anything. The last line is a summary in JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.campaign import Outcome, nurseries, run_schedule, summary
+from tests.faults.nursery import Nursery
+from tests.faults.schedule import Schedule, draw_schedule
+from tests.faults.world import make_job
+
+SHARDS = 120
+
+
+async def campaign(seeds: list[int], folder: Path, at_once: int) -> list[Outcome]:
+    """Run a schedule for each seed and say how it went."""
+    job = make_job(folder / "job", shards=SHARDS)
+    outcomes: list[Outcome] = []
+    waiting = iter(seeds)
+
+    async def work(nursery_of: Callable[[Schedule], Nursery]) -> None:
+        for seed in waiting:
+            schedule = draw_schedule(seed)
+            outcome = await run_schedule(schedule, job, nursery_of(schedule), folder / f"seed-{seed}")
+            outcomes.append(outcome)
+            print(f"{len(outcomes):4}/{len(seeds)} {outcome.line()}", flush=True)
+            if outcome.problem:
+                print(outcome.report.text(seed), f"\n  kept in {outcome.folder}", flush=True)
+
+    async with nurseries(folder) as nursery_of, asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(work(nursery_of))
+    return outcomes
+
+
+def main() -> int:
+    """Run a campaign."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--schedules", type=int, default=200, metavar="N")
+    parser.add_argument("--seed", type=int, help="of the first schedule; each next one adds 1. Default: a fresh one")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="schedules run side by side")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run this one schedule only")
+    parser.add_argument("--folder", type=Path, help="for logs and histories of what failed. Default: a fresh one")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="pocketgrid-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    first = arguments.seed if arguments.seed is not None else random.randrange(1 << 30)
+    seeds = [arguments.replay] if arguments.replay is not None else list(range(first, first + arguments.schedules))
+    if arguments.replay is not None:
+        print("\n".join(str(fault) for fault in draw_schedule(arguments.replay).faults), flush=True)
+    outcomes = asyncio.run(campaign(seeds, folder.resolve(), arguments.at_once))
+    print(json.dumps(summary(outcomes)))
+    return 1 if any(outcome.problem for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
