@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 # onnxruntime reports to its maker unless told not to before it is imported.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo test bench lint types generate verify lock clean
+.PHONY: help setup demo test chaos peers bench lint types generate verify lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -17,6 +17,12 @@ demo: setup ## Real API server, operator and four agents embed 3,000 sentences w
 
 test: setup ## All tests, on a real API server and with real agents
 	@$(RUN) -m pytest
+
+chaos: setup ## Random faults by the hundred, each with a seed; every history is checked
+	@$(RUN) -m tests.chaos
+
+peers: ## Install what `make bench` can compare with: Ray Data and Dask
+	@PYTHON=$(PYTHON) hack/setup.sh peers
 
 bench: setup ## Measure against the bare limit and write docs/benchmarks.md
 	@$(RUN) -m hack.bench
@@ -41,4 +47,4 @@ lock: setup ## Pin dependencies anew (needs an index)
 	@hack/lock.sh --upgrade
 
 clean: ## Remove what the tools leave behind, not the cache of API servers and data
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

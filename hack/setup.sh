@@ -1,9 +1,15 @@
 #!/bin/sh
-# Makes .venv with everything PocketGrid and its tests need, pinned and checked by hash. Idempotent: what is already
-# there is left alone. Needs Python 3.11 or newer with venv; as root on Debian it installs the latter itself.
+# Makes .venv with everything PocketGrid and its tests need, pinned and checked by hash; with the word `peers`,
+# .venv-peers with what benchmarks compare with. Idempotent: what is already there is left alone. Needs Python 3.11 or
+# newer with venv; as root on Debian it installs the latter itself.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
+case ${1:-} in
+    "") venv=.venv pins=constraints.txt ;;
+    peers) venv=.venv-peers pins=constraints-peers.txt ;;
+    *) echo "setup: unknown word $1; there is only: peers" >&2 && exit 2 ;;
+esac
 
 fail() {
     echo "setup: $1" >&2
@@ -23,11 +29,13 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     fi
 fi
 
-stamp=.venv/.pocketgrid-$(cat constraints.txt pyproject.toml | sha256sum | cut -c1-16)
+stamp=$venv/.pocketgrid-$(cat "$pins" pyproject.toml | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0
-echo "setup: making .venv (a minute or two the first time)"
-[ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r constraints.txt
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-rm -f .venv/.pocketgrid-*
+echo "setup: making $venv (a minute or two the first time)"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r "$pins"
+if [ "$venv" = .venv ]; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+fi
+rm -f "$venv"/.pocketgrid-*
 touch "$stamp"

@@ -3,7 +3,8 @@
 Every message wakes threads on both sides while the model streams its weights through the caches they share, so a
 wake-up then costs many times what it costs otherwise: with shards of a tenth of a second, sending each alone takes
 several per cent of the processor. Results are safe in the journal meanwhile; only their delivery waits, never more than
-`LONGEST_SECONDS`, and not at all when nothing else is being computed.
+`LONGEST_SECONDS`, and not at all when no more work is waiting here: then the job may be near its end, where the operator
+takes silence for slowness.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 GROUP = 4
 """About so many results travel together while shards finish evenly."""
 
-LONGEST_SECONDS = 0.25
+LONGEST_SECONDS = 1.0
 SHORTEST_SECONDS = 0.02
 """Below it the journal's own grouping does the work."""
 
@@ -35,9 +36,9 @@ class DeliveryPacer:
         """All that was ready has been sent."""
         self._sent_at = now
 
-    def wait(self, now: float, *, idle: bool) -> float:
+    def wait(self, now: float, *, last: bool) -> float:
         """Seconds to wait before sending what is ready; 0 if it should go now. The first after a pause always does."""
         window = min(GROUP * self._gap, LONGEST_SECONDS)
-        if idle or window < SHORTEST_SECONDS:
+        if last or window < SHORTEST_SECONDS:
             return 0.0
         return max(0.0, self._sent_at + window - now)

@@ -44,9 +44,27 @@ def build_section(figures: Sequence[Figure], facts: Mapping[str, str], command: 
         f"Goal: {figure.definition.origin}."
         for figure in figures
     ]
+    lines += _stages(figures)
     lines += ["", f"Measured by `{command}` on:", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     return "\n".join(lines)
+
+
+def _stages(figures: Sequence[Figure]) -> list[str]:
+    """A table with a row for each stage and a column for each figure that looked at them."""
+    looked = [figure for figure in figures if figure.stages]
+    if not looked:
+        return []
+    lines = ["", "Where the processor time goes, microseconds per item and share of all:", ""]
+    lines += ["| stage | " + " | ".join(f"`{figure.definition.name}`" for figure in looked) + " |"]
+    lines += ["|---|" + "---:|" * len(looked)]
+    for stage in dict.fromkeys(stage for figure in looked for stage in figure.stages):
+        cells = []
+        for figure in looked:
+            spent = figure.stages.get(stage, 0.0)
+            cells.append(f"{_number(spent)} ({100 * spent / sum(figure.stages.values()):.1f} %)")
+        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _number(value: float) -> str:

@@ -42,11 +42,13 @@ class Figure:
     Attributes:
         values: one per round; at least one, all finite.
         baseline: what else was measured in the same rounds, for comparison; medians by name.
+        stages: microseconds of processor time per item by stage of a shard's way, medians; empty if not looked at.
     """
 
     definition: Definition
     values: tuple[float, ...]
     baseline: Mapping[str, float] = field(default_factory=dict)
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what is no measurement.
@@ -74,6 +76,7 @@ class Figure:
 
     def to_json(self) -> str:
         """The one line that is printed."""
+        stages = {name: rounded(value) for name, value in self.stages.items()}
         return json.dumps(
             {
                 "name": self.definition.name,
@@ -83,6 +86,7 @@ class Figure:
                 "met": self.met,
                 "spread": [rounded(value) for value in self.spread],
                 "baseline": {name: rounded(value) for name, value in self.baseline.items()},
+                **({"stages": stages} if stages else {}),
             }
         )
 

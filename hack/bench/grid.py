@@ -9,11 +9,12 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hack.bench.breakdown import AgentTimes, agent_times, break_down
 from hack.bench.errors import BenchError
 from hack.bench.workloads import Workload
 from hack.controlplane.child import Child
@@ -37,6 +38,7 @@ class GridRun:
         ended_s: from there to the finished output.
         coordinator_ms_per_shard: processor time of the operator between first and last commit, per shard committed.
         cpu_us_per_item: processor time of operator and agents in the same span, per item.
+        stages: the same by stage of a shard's way.
         per_shard: items per shard.
         compute_s: time the agents say they computed, all together.
         output: folder with the results.
@@ -49,6 +51,7 @@ class GridRun:
     ended_s: float
     coordinator_ms_per_shard: float
     cpu_us_per_item: float
+    stages: Mapping[str, float]
     per_shard: int
     compute_s: float
     output: Path
@@ -116,15 +119,15 @@ class Grid:
             if meanwhile is not None:
                 meanwhile(output, agents)
             wait_for_file(begun, operator, JOB_DEADLINE_S)
-            agents_cpu_s = -_processor_seconds(agents.values())
+            before = agent_times(agents.values())
             said = wait_for_file(report, operator, JOB_DEADLINE_S)
-            agents_cpu_s += _processor_seconds(agents.values())
+            used = agent_times(agents.values()).since(before)
         finally:
             for child in reversed(children):
                 child.stop()
         if not said["complete"] or said["last"] is None:
             raise BenchError(f"{workload.name}: the job did not complete: {said['why']}")
-        return _understand(workload, said, started, len(agents), agents_cpu_s, output)
+        return _understand(workload, said, started, len(agents), used, output)
 
     def discard(self, run: GridRun) -> None:
         """Remove all files of a run; results of millions of rows need not pile up."""
@@ -185,7 +188,7 @@ def wait_for_file(path: Path, child: Child, deadline_s: float) -> dict[str, Any]
 
 
 def _understand(
-    workload: Workload, said: dict[str, Any], started: float, agents: int, agents_cpu_s: float, output: Path
+    workload: Workload, said: dict[str, Any], started: float, agents: int, used: AgentTimes, output: Path
 ) -> GridRun:
     first, last = said["first"], said["last"]
     seconds = last["at"] - first["at"]
@@ -194,31 +197,22 @@ def _understand(
         raise BenchError(f"{workload.name}: all shards were committed at once; there are too few rows to measure with")
     items = last["items"] - first["items"]
     operator_cpu_s = last["cpu_s"] - first["cpu_s"]
+    # When the first shard is committed the other agents have computed theirs, or nearly: not counting those items
+    # errs against us by less than counting them would err for us.
+    computed = items - (agents - 1) * said["per_shard"]
     return GridRun(
         items_per_second=items / seconds,
         first_s=first["at"] - started,
         whole_s=last["at"] - started,
         ended_s=said["ended_at"] - started,
         coordinator_ms_per_shard=1e3 * operator_cpu_s / shards,
-        # When the first shard is committed the other agents have computed theirs, or nearly: not counting those items
-        # errs against us by less than counting them would err for us.
-        cpu_us_per_item=1e6 * (operator_cpu_s + agents_cpu_s) / (items - (agents - 1) * said["per_shard"]),
+        cpu_us_per_item=1e6 * (operator_cpu_s + used.total) / computed,
+        stages=break_down(first, last, used, computed),
         per_shard=said["per_shard"],
         compute_s=_compute_s(output),
         output=output,
         lines=tuple((at, line) for at, line in said["lines"]),
     )
-
-
-def _processor_seconds(children: Iterable[Child]) -> float:
-    """User and system time of these processes so far; those that are gone count for nothing."""
-    ticks = 0
-    for child in children:
-        if (pid := child.pid) is not None:
-            # Behind the command's closing parenthesis: fields 14 and 15 of proc(5) are the 12th and 13th.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _compute_s(output: Path) -> float:

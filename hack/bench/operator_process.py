@@ -13,6 +13,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pocketgrid.gateway.server import Gateway
 from pocketgrid.local.run import LocalPlan, read_plan
 from pocketgrid.model.view import JobView, Stage
 from pocketgrid.settings import Settings
+from pocketgrid.worktimes import Work
 
 NEAR_THE_END = 0.9
 """Share of the items after which every commit is looked at, for the last one's time matters."""
@@ -38,12 +40,14 @@ class Mark:
     Attributes:
         at: seconds of the system's monotonic clock, which is the same for all processes.
         cpu_s: processor time of all threads of this process so far.
+        work: the part of it of which the engine knows what it was for, seconds by kind of work.
     """
 
     at: float
     cpu_s: float
     items: int
     shards: int
+    work: dict[str, float]
 
 
 @dataclass(slots=True)
@@ -59,11 +63,12 @@ class Watcher:
     last: Mark | None = None
     lines: list[tuple[float, str]] = field(default_factory=list)
 
-    def see(self, view: JobView) -> None:
+    def see(self, view: JobView, work: Mapping[Work, float]) -> None:
         """Look at the job."""
         if not view.shards_done:
             return
-        now = Mark(time.monotonic(), time.process_time(), view.items_done, view.shards_done)
+        spent = {kind.value: seconds for kind, seconds in work.items()}
+        now = Mark(time.monotonic(), time.process_time(), view.items_done, view.shards_done, spent)
         if self.first is None:
             self.first = now
             write_whole(self.begun, asdict(now))
@@ -103,7 +108,7 @@ async def serve(plan: LocalPlan, settings: Settings, watcher: Watcher, ready: Pa
             revision = await engine.changed(revision, 1.0)
             view = engine.job_view(spec.uid)
             assert view is not None
-            watcher.see(view)
+            watcher.see(view, engine.work_times())
             if view.stage.terminal:
                 return view
             if watcher.first is not None and view.items_done < NEAR_THE_END * view.items:

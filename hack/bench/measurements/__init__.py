@@ -4,7 +4,7 @@ A new measurement is a module with a `MEASUREMENT`, and its name in `ALL`. Sever
 runs: what is measured together is comparable.
 """
 
-from hack.bench.measurements import agent_footprint, agent_loss, apply, embedding, mlp, start
+from hack.bench.measurements import agent_footprint, agent_loss, apply, embedding, mlp, peers, start
 from hack.bench.measurements.base import Conditions, Measurement
 
 __all__ = ["ALL", "Conditions", "Measurement"]
@@ -13,6 +13,8 @@ ALL: tuple[Measurement, ...] = (
     embedding.MEASUREMENT,
     mlp.FIXED,
     mlp.AUTOMATIC,
+    peers.FIXED,
+    peers.AUTOMATIC,
     start.MEASUREMENT,
     apply.MEASUREMENT,
     agent_loss.MEASUREMENT,

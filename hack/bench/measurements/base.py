@@ -94,6 +94,11 @@ def play_rounds(conditions: Conditions, workload: Workload, grid: Grid) -> list[
     return rounds
 
 
+def median_stages(rounds: Sequence[Round]) -> dict[str, float]:
+    """Median over the rounds of what each stage takes."""
+    return {stage: median(r.grid.stages[stage] for r in rounds) for stage in rounds[0].grid.stages}
+
+
 def median(values: Iterable[float]) -> float:
     """Median, for baselines."""
     return statistics.median(values)

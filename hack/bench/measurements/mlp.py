@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from hack.bench import workloads
 from hack.bench.figures import Definition, Figure
 from hack.bench.grid import Grid
-from hack.bench.measurements.base import AGENTS, Conditions, Measurement, Round, median, play_rounds
+from hack.bench.measurements.base import AGENTS, Conditions, Measurement, Round, median, median_stages, play_rounds
 
 ROWS, QUICK_ROWS = 4_000_000, 500_000
 FIXED_SHARD = 256
@@ -56,6 +56,14 @@ EFFICIENCY_AUTOMATIC = Definition(
     meaning="The same over two bare onnxruntime processes with the same shards",
     origin="the goal in items per second over the 10 M that the limit reaches",
 )
+READING = Definition(
+    name="reading_cores_mlp_automatic",
+    unit="cores",
+    goal=0.5,
+    at_least=False,
+    meaning="The same job: processor seconds per second that reading and encoding the rows take",
+    origin="two threads read, so at half of one reading is far from being what limits the job",
+)
 
 
 def _run_fixed(conditions: Conditions) -> Sequence[Figure]:
@@ -70,7 +78,11 @@ def _run_fixed(conditions: Conditions) -> Sequence[Figure]:
 
 def _run_automatic(conditions: Conditions) -> Sequence[Figure]:
     rounds, fractional = _measure(conditions, 0)
-    return _figures(RATE_AUTOMATIC, EFFICIENCY_AUTOMATIC, rounds, fractional[0])
+    reading = Figure(
+        READING,
+        tuple(1e-6 * r.grid.items_per_second * sum(r.grid.stages[s] for s in ("read", "encode")) for r in rounds),
+    )
+    return (*_figures(RATE_AUTOMATIC, EFFICIENCY_AUTOMATIC, rounds, fractional[0]), reading)
 
 
 def _measure(conditions: Conditions, per_shard: int) -> tuple[list[Round], tuple[list[float], list[float]]]:
@@ -110,9 +122,10 @@ def _figures(
                 "whole_job_ratio": median(r.whole_job_ratio for r in rounds),
                 "processor_time_ratio": median(r.processor_ratio for r in rounds),
             },
+            median_stages(rounds),
         ),
     )
 
 
 FIXED = Measurement("digits, 256 a shard", (RATE_FIXED, EFFICIENCY_FIXED, COORDINATOR), _run_fixed)
-AUTOMATIC = Measurement("digits, automatic shards", (RATE_AUTOMATIC, EFFICIENCY_AUTOMATIC), _run_automatic)
+AUTOMATIC = Measurement("digits, automatic shards", (RATE_AUTOMATIC, EFFICIENCY_AUTOMATIC, READING), _run_automatic)

@@ -7,13 +7,14 @@ reading its jobs) is kept until it is, within a bound.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pocketgrid.engine.fleet import DeviceRecord, Order, OrderState
 from pocketgrid.engine.grid import Grid
-from pocketgrid.engine.jobrun import INPUT_UNREADABLE, JobRun, failure_event
+from pocketgrid.engine.jobrun import INPUT_CHANGED, INPUT_UNREADABLE, JobRun, failure_event
 from pocketgrid.engine.lifecycle import Lifecycle
 from pocketgrid.engine.links import (
     AttemptFailure,
@@ -24,13 +25,14 @@ from pocketgrid.engine.links import (
     ShardOutcome,
 )
 from pocketgrid.engine.outbox import Outbox
-from pocketgrid.errors import RefusedError
+from pocketgrid.errors import InputChangedError, RefusedError
 from pocketgrid.model import events as ev
-from pocketgrid.model.device import Vitals
+from pocketgrid.model.device import Restraint, Vitals
 from pocketgrid.model.ids import AttemptSeq, DeviceName, JobUid, ModelDigest
 from pocketgrid.model.job import ItemFailure, Verdict
 from pocketgrid.model.view import Presence
 from pocketgrid.planning.speed import SpeedEstimate
+from pocketgrid.worktimes import Work
 
 if TYPE_CHECKING:
     from pocketgrid.storage.modelstore import StoredModel
@@ -39,8 +41,10 @@ log = logging.getLogger(__name__)
 
 UNDECIDED = Verdict(accepted=None, reason="Undecided")
 
+SHORTEST_S = 1e-6
+
 OUTCOME_BYTES = 512
-"""What an outcome weighs apart from its tensors, about."""
+"""What an outcome weighs apart from its tensors, and each of its failed items, about."""
 
 
 class Attendance:
@@ -169,6 +173,17 @@ class Attendance:
             record.vitals = vitals
             record.last_seen = self._grid.clock.wall()
 
+    def restrained(self, link: DeviceLink, restraint: Restraint) -> None:
+        """A device's owner holds it back, differently than before. What it had not begun it gives back by itself."""
+        record = self._record_of(link)
+        if record is None or record.restraint == restraint:
+            return
+        if record.restraint.level is not restraint.level or record.restraint.reason != restraint.reason:
+            log.info("restraint device=%s level=%s reason=%s", record.name, restraint.level, restraint.reason)
+        record.restraint = restraint
+        self._grid.mark(record.name)
+        self._grid.touch()
+
     def draining(self, link: DeviceLink, reason: str) -> None:
         """A device will leave."""
         record = self._record_of(link)
@@ -177,24 +192,33 @@ class Attendance:
             record.draining = True
             self._grid.touch()
 
-    def returned(self, link: DeviceLink, uid: JobUid, tokens: Sequence[bytes]) -> None:
-        """A device gives back what it has not begun."""
+    def returned(self, link: DeviceLink, uid: JobUid, tokens: Sequence[bytes]) -> bool:
+        """A device gives back what it has not begun. Whether that is of a job there is."""
         record, job = self._record_of(link), self._grid.jobs.get(uid)
         if record is None or job is None or job.machine is None or job.mint is None:
-            return
+            return False
         wanted = set(tokens)
         seqs = []
+        unasked = False
         for attempt in job.machine.attempts_of(record.name):
             if job.mint.mint(attempt.seq, attempt.shard, record.name) in wanted:
                 seqs.append(attempt.seq)
+                unasked = unasked or attempt.shard not in job.revoking
                 job.revoking.discard(attempt.shard)
+        if unasked and record.wants_work:
+            # Or it would be handed the same again at once, and give it back again, for ever.
+            record.set_back(uid, self._grid.clock.monotonic(), "Returned: it gave back work it was not asked for")
         self._lifecycle.apply(job, ev.AttemptsReturned(record.name, tuple(seqs)))
+        return True
 
-    def model_status(self, link: DeviceLink, status: ModelStatus) -> None:
-        """A device has loaded a job's model, or could not."""
+    def model_status(self, link: DeviceLink, status: ModelStatus) -> bool:
+        """A device has loaded a job's model, or could not. Whether it had been told to."""
         record, job = self._record_of(link), self._grid.active.get(status.job)
         if record is None or job is None or status.job not in record.orders:
-            return
+            return False
+        if status.model != job.spec.model.sha256:
+            return False
+        counted = record.ready_for(job.uid)
         if not status.ready:
             retry_at = self._grid.clock.monotonic() + self._grid.settings.model_retry_seconds
             text = f"{status.reason}: {status.message}"
@@ -203,15 +227,17 @@ class Attendance:
         else:
             record.orders[job.uid] = Order(OrderState.READY)
             measured = status.items_per_second or 1.0
-            record.model_speeds[job.spec.model.sha256] = measured
+            record.learn_model_speed(job.spec.model.sha256, measured)
             if job.uid not in record.speeds:
                 record.speeds[job.uid] = SpeedEstimate.measured(measured / record.identity.slots)
             if job.machine is None and not job.planning_cut:
                 job.planning_cut = True
                 job.tasks.append(self._grid.spawn(self._lifecycle.choose_cut(job, record), name=f"cut-{job.spec.key}"))
-        self._model_reported(job, record)
+        if not (counted and record.ready_for(job.uid)):
+            self._model_reported(job, record)
         self._grid.mark(record.name)
         self._grid.touch()
+        return True
 
     async def results(self, link: DeviceLink, uid: JobUid, outcomes: Sequence[ShardOutcome]) -> None:
         """A device brings answers. Returns when there is room for more, which is what slows a device down."""
@@ -274,6 +300,7 @@ class Attendance:
         now = self._grid.clock.monotonic()
         history = self._grid.history
         outbox = Outbox(uid, job.mint, history)
+        times, began = self._grid.times, time.thread_time()
         for outcome in outcomes:
             seq = job.mint.check(outcome.token, outcome.shard, record.name)
             if seq is None or outcome.shard >= job.machine.grid.shards:
@@ -292,6 +319,7 @@ class Attendance:
             else:
                 unread = job.unread_of(outcome.shard, outcome)
                 if unread is None:
+                    times.add(Work.JUDGE, time.thread_time() - began)
                     try:
                         unread = await self._read_again(job, outcome.shard)
                     except Exception as exc:  # of any kind, as in the feeder
@@ -300,14 +328,18 @@ class Attendance:
                         again = failure_event(outcome, failure, seq, record.name)
                         history.result(uid, record.name, outcome.shard, seq, "failed", failure.reason)
                         self._lifecycle.carry_out(job, job.machine.handle(again, now), outbox, outcome)
+                        if isinstance(exc, InputChangedError):
+                            self._lifecycle.apply(job, ev.JobBroken(INPUT_CHANGED, str(exc)))
                         continue
+                    finally:
+                        began = time.thread_time()
                 verdict = job.judge(outcome, unread)
                 event = ev.ResultJudged(outcome.shard, seq, record.name, verdict)
                 judged = "accepted" if verdict.accepted is True else "rejected"
                 history.result(uid, record.name, outcome.shard, seq, judged, verdict.reason)
                 if verdict.accepted is True:
                     record.setbacks.pop(uid, None)
-                    self._learn_speed(job, record, outcome)
+                    self._learn_speed(job, record, seq, outcome)
                 else:
                     log.warning("rejected job=%s device=%s cause=%s", job.spec.key, record.name, verdict.message)
                     record.set_back(uid, now, f"{verdict.reason}: {verdict.message}")
@@ -315,6 +347,7 @@ class Attendance:
                 record.progress_at[uid] = now
             self._lifecycle.carry_out(job, job.machine.handle(event, now), outbox, outcome)
         outbox.deliver(self._grid.fleet.devices)
+        times.add(Work.JUDGE, time.thread_time() - began)
         self._grid.mark(record.name)
         self._grid.touch()
 
@@ -328,14 +361,18 @@ class Attendance:
             job.unread[shard] = encoded.failures
         return encoded.failures
 
-    def _learn_speed(self, job: JobRun, record: DeviceRecord, outcome: ShardOutcome) -> None:
+    def _learn_speed(self, job: JobRun, record: DeviceRecord, seq: AttemptSeq, outcome: ShardOutcome) -> None:
+        assert job.machine is not None
+        attempt = job.machine.attempts.get(seq)
         items = outcome.outputs[0].items if outcome.outputs else 0
         known = record.speeds.get(job.uid)
-        if items and outcome.compute_us > 0:
-            seconds = outcome.compute_us / 1e6
+        if attempt is not None and items and outcome.compute_us > 0:
+            # Nothing can have been computed for longer than it was there.
+            there = self._grid.clock.monotonic() - attempt.handed
+            seconds = min(outcome.compute_us / 1e6, max(there, SHORTEST_S))
             learned = known.observe(items, seconds) if known is not None else SpeedEstimate.measured(items / seconds)
             record.speeds[job.uid] = learned
-            record.model_speeds[job.spec.model.sha256] = learned.items_per_second * record.identity.slots
+            record.learn_model_speed(job.spec.model.sha256, learned.items_per_second * record.identity.slots)
 
     def _keep_orphans(self, record: DeviceRecord, uid: JobUid, outcomes: Sequence[ShardOutcome]) -> None:
         if self._jobs_listed and uid not in self._grid.jobs:
@@ -355,4 +392,7 @@ class Attendance:
 
 
 def _weight(outcomes: Sequence[ShardOutcome]) -> int:
-    return sum(OUTCOME_BYTES + sum(len(t.data) for t in o.outputs) for o in outcomes)
+    return sum(
+        OUTCOME_BYTES * (1 + len(o.failures)) + sum(len(t.data) + 32 * len(t.row_lengths or ()) for t in o.outputs)
+        for o in outcomes
+    )

@@ -31,6 +31,7 @@ from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.model.job import JobSpec
 from pocketgrid.model.view import DeviceView, JobView, Stage
 from pocketgrid.settings import EngineSettings
+from pocketgrid.worktimes import Work
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class Engine:
         """Take in a job, or a change of its mutable fields. Idempotent."""
         job = self._grid.jobs.get(spec.uid)
         if job is None:
-            job = self._grid.jobs[spec.uid] = self._grid.active[spec.uid] = JobRun(spec)
+            job = self._grid.jobs[spec.uid] = self._grid.active[spec.uid] = JobRun(spec, self._grid.times)
             job.started = self._grid.clock.wall()
             job.tasks.append(self._grid.spawn(self._lifecycle.run_job(job), name=f"job-{spec.key}"))
         elif job.spec != spec:
@@ -207,6 +208,10 @@ class Engine:
         """All devices that have attached since the engine started, as they are now."""
         jobs = {str(uid): job for uid, job in self._grid.active.items()}
         return {name: view_device(record, self._grid.fleet, jobs) for name, record in self._grid.fleet.devices.items()}
+
+    def work_times(self) -> Mapping[Work, float]:
+        """Processor seconds spent so far, of all jobs, by kind of work."""
+        return self._grid.times.seconds()
 
     async def changed(self, since: int, timeout: float) -> int:
         """Wait until something has changed since revision `since`, at most `timeout` seconds; the new revision."""

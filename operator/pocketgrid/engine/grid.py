@@ -15,6 +15,7 @@ from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.model.view import Presence
 from pocketgrid.settings import EngineSettings
+from pocketgrid.worktimes import WorkTimes
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Grid:
         jobs: all jobs, ended ones included, until they are removed.
         active: those that may still want devices.
         dirty: devices to be looked at in the next turn.
+        times: where this process's time goes.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Grid:
         self.jobs: dict[JobUid, JobRun] = {}
         self.active: dict[JobUid, JobRun] = {}
         self.dirty: set[DeviceName] = set()
+        self.times = WorkTimes()
         self.wake_dispatch = asyncio.Event()
         self.revision = 0
         self._changed = asyncio.Condition()

@@ -22,6 +22,7 @@ from pocketgrid.planning.eligibility import Eligibility
 from pocketgrid.planning.rates import RateWindow
 from pocketgrid.trust.judge import OutputExpectation, judge_structure
 from pocketgrid.trust.tokens import TokenMint
+from pocketgrid.worktimes import Work, WorkTimes
 
 if TYPE_CHECKING:
     from pocketgrid.engine.admission import Admission
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 
 INPUT_UNREADABLE = "InputUnreadable"
+"""The data set cannot be read just now; it is tried again."""
+
+INPUT_CHANGED = "InputChanged"
+"""The data set is not what it was when the job was admitted; the job fails."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,9 +47,11 @@ class JobRun:
         in_flight: shards encoded by this process and not yet judged: whether `unread` is known for them.
         working: devices that count as working for it, as of the last tick.
         paused_until: monotonic seconds before which nothing is handed out (reading failed).
+        times: where the operator's processor time goes, of all jobs together.
     """
 
     spec: JobSpec
+    times: WorkTimes = field(default_factory=WorkTimes)
     opening: Stage = Stage.ADMITTING
     explanation: Explanation | None = None
     trouble: Explanation | None = None
@@ -128,7 +135,7 @@ class JobRun:
         assert self.admission is not None
         encoder = self.admission.encoder
         reading = asyncio.get_running_loop().run_in_executor(
-            threads, lambda: [_narrowed(encoder.encode(start, stop)) for start, stop in bounds]
+            threads, lambda: [_narrowed(encoder.encode(start, stop, self.times), self.times) for start, stop in bounds]
         )
         self.readings.add(reading)
         reading.add_done_callback(self.readings.discard)
@@ -222,7 +229,8 @@ def failure_event(
     return ev.AttemptFailed(outcome.shard, seq, device, failure.blame_items, failure.reason, failure.message)
 
 
-def _narrowed(shard: EncodedShard) -> EncodedShard:
+def _narrowed(shard: EncodedShard, times: WorkTimes) -> EncodedShard:
     from pocketgrid.storage.narrowing import narrow_tensor
 
-    return replace(shard, inputs=tuple(narrow_tensor(t) for t in shard.inputs))
+    with times.measure(Work.ENCODE):
+        return replace(shard, inputs=tuple(narrow_tensor(t) for t in shard.inputs))

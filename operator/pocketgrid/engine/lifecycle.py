@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, assert_never
 
 from pocketgrid.engine.fleet import DeviceRecord
 from pocketgrid.engine.grid import Grid
-from pocketgrid.engine.jobrun import JobRun
+from pocketgrid.engine.jobrun import INPUT_CHANGED, JobRun
 from pocketgrid.engine.links import ShardOutcome
 from pocketgrid.engine.opening import open_job
 from pocketgrid.engine.outbox import Outbox
 from pocketgrid.engine.writer import CommitWriter
-from pocketgrid.errors import InvalidSpecError, StaleEpochError, StoreError
+from pocketgrid.errors import InputChangedError, InvalidSpecError, StaleEpochError, StoreError
 from pocketgrid.jobs.machine import JobMachine
 from pocketgrid.model import events as ev
 from pocketgrid.model.job import ShardGrid
@@ -65,10 +65,11 @@ class Lifecycle:
                 await self._drive(job)
         except StaleEpochError as exc:
             self._taken_over(job, exc)
-        except InvalidSpecError as exc:
+        except (InvalidSpecError, InputChangedError) as exc:
             # The input was one thing when the job was admitted and is another now.
-            log.error("broken job=%s reason=%s cause=%s", job.spec.key, exc.reason, exc)
-            self.apply(job, ev.JobBroken(exc.reason, str(exc)))
+            reason = exc.reason if isinstance(exc, InvalidSpecError) else INPUT_CHANGED
+            log.error("broken job=%s reason=%s cause=%s", job.spec.key, reason, exc)
+            self.apply(job, ev.JobBroken(reason, str(exc)))
         except StoreError as exc:
             log.error("closed with unwritten results job=%s cause=%s", job.spec.key, exc)
         except Exception as exc:
@@ -92,6 +93,7 @@ class Lifecycle:
             on_reopened=lambda shards, failed: self._on_reopened(job, shards, failed),
             on_trouble=lambda exc: self._on_trouble(job, exc),
             queue_bytes=self._grid.settings.commit_queue_bytes,
+            times=self._grid.times,
         )
         if job.removed:
             job.writer.close()

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from pocketgrid.errors import StaleEpochError, StoreError
+from pocketgrid.errors import InputChangedError, StaleEpochError, StoreError
+from pocketgrid.worktimes import Work, WorkTimes
 
 if TYPE_CHECKING:
     from pocketgrid.model.ids import ShardIndex
@@ -40,6 +41,7 @@ class CommitWriter:
             the number of failed rows among those that are still committed.
         on_trouble: called with the error while the store cannot be written, and with None when it can again.
         queue_bytes: results waiting beyond which `room` is False.
+        times: added to.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class CommitWriter:
         on_reopened: Callable[[Sequence[ShardIndex], int], None],
         on_trouble: Callable[[StoreError | None], None],
         queue_bytes: int,
+        times: WorkTimes,
     ) -> None:
         self._store = store
         self._executor = executor
@@ -58,6 +61,7 @@ class CommitWriter:
         self._on_reopened = on_reopened
         self._on_trouble = on_trouble
         self._limit = queue_bytes
+        self._times = times
         self._queue: deque[tuple[ShardCommit, int]] = deque()
         self._queued_bytes = 0
         self._wake = asyncio.Event()
@@ -114,6 +118,7 @@ class CommitWriter:
             StaleEpochError: another operator has taken over; nothing unacknowledged was written.
             StoreError: the store cannot be written, and `close` was called.
             InvalidSpecError: the data set is not what it was.
+            InputChangedError: the same, found out while reading it.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -158,14 +163,22 @@ class CommitWriter:
             commit, nbytes = self._queue.popleft()
             group.append(commit)
             size += nbytes
-        committed = await self._persist(loop, lambda: self._store.commit(group))
+        committed = await self._persist(loop, lambda: self._store_commit(group))
         self._queued_bytes -= size
         if self._queued_bytes < self._limit:
             self._room.set()
         self._on_committed(group, committed)
         # Between groups, so that no acknowledgement waits for more than the writing of one part.
-        if self._store.has_ready_part and await self._persist(loop, self._store.seal) == 0:
+        if self._store.has_ready_part and await self._persist(loop, self._store_seal) == 0:
             await self._tell_reopened(loop)
+
+    def _store_commit(self, group: Sequence[ShardCommit]) -> Committed:
+        with self._times.measure(Work.COMMIT):
+            return self._store.commit(group)
+
+    def _store_seal(self) -> int:
+        with self._times.measure(Work.SEAL):
+            return self._store.seal()
 
     def _store_finish(self) -> Manifest | None:
         try:
@@ -193,7 +206,7 @@ class CommitWriter:
                 raise StoreError("the store was closed before it could be written")
             try:
                 result = await loop.run_in_executor(self._executor, step)
-            except StaleEpochError:
+            except (StaleEpochError, InputChangedError):
                 raise
             except StoreError as exc:
                 log.warning("store blocked cause=%s retry_s=%.1f", exc, delay)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hack import datasets
 from hack.bench import limit, workloads
+from hack.bench.breakdown import AgentTimes, break_down
 from hack.bench.comparing import require_equal
 from hack.bench.document import BEGIN, END, MarkerError, build_section, rewrite
 from hack.bench.errors import BenchError
@@ -87,7 +88,7 @@ def test_every_figure_has_a_name_of_its_own_a_unit_a_goal_and_words():
     assert len(set(names)) == len(names)
     for definition in DEFINITIONS:
         assert re.fullmatch(r"[a-z0-9_]+", definition.name)
-        assert definition.unit in {"ratio", "items/s", "ms", "s"}
+        assert definition.unit in {"ratio", "items/s", "ms", "s", "cores", "MB", "KB", "%"}
         assert definition.goal > 0
         assert definition.meaning
         assert definition.origin
@@ -174,6 +175,7 @@ def test_a_round_holds_the_grid_against_the_mean_of_its_own_limits():
         ended_s=5.0,
         coordinator_ms_per_shard=0.5,
         cpu_us_per_item=40.0,
+        stages={"compute": 40.0},
         per_shard=32,
         compute_s=1.0,
         output=Path("none"),
@@ -332,3 +334,24 @@ def test_a_round_runs_the_product_and_the_limit_and_finds_them_equal(tmp_path, m
     assert np.mean(played.limits[0].results == labels) > 0.99
     with pytest.raises(BenchError):
         require_equal(replace(workload, tolerance=0.0), played.limits[0].results[::-1], played.limits[0].results)
+
+
+# ---- stages ----
+
+
+def test_every_microsecond_is_in_one_stage():
+    first = {"cpu_s": 1.0, "work": {"read": 0.1, "encode": 0.2, "judge": 0.0, "commit": 0.0, "seal": 0.0}}
+    last = {"cpu_s": 3.0, "work": {"read": 0.5, "encode": 0.7, "judge": 0.3, "commit": 0.2, "seal": 0.1}}
+    stages = break_down(first, last, AgentTimes(computing=8.0, others=0.5), items=1_000_000)
+    assert stages["read"] == pytest.approx(0.4)
+    assert stages["compute"] == pytest.approx(8.0)
+    assert sum(stages.values()) == pytest.approx(2.0 + 8.5)
+
+
+def test_the_page_has_a_column_for_each_figure_whose_stages_are_known():
+    definition = DEFINITIONS[0]
+    known = Figure(definition, (1.0,), stages={"read": 1.0, "compute": 3.0})
+    section = build_section([known, Figure(DEFINITIONS[1], (1.0,))], {}, "make bench")
+    assert "| read | 1 (25.0 %) |" in section
+    assert "| compute | 3 (75.0 %) |" in section
+    assert f"| stage | `{definition.name}` |" in section
