@@ -5,12 +5,16 @@ default, and one message of many MiB would hold up heartbeats behind it; so a la
 `Fragment`s which follow each other without another message between them. The sender therefore hands all pieces of
 one message to the stream before the next message; there is one sender per stream anyway.
 
+What arrives is weighed before it is parsed, because a protobuf of two-byte messages takes forty times its size in
+memory: see `weigh_parts`.
+
 Not here: what the messages mean, and how a stream is opened or kept alive.
 """
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -18,13 +22,22 @@ from pocketgrid.errors import InternalError, ProtocolError
 from pocketgrid.wire.v1 import agent_pb2 as pb
 
 PROTOCOL_VERSION = 1
-"""What `Hello.protocol_version` and `Welcome.protocol_version` say."""
+"""Newest version this side speaks: what `Hello.protocol_version` says."""
+
+OLDEST_PROTOCOL_VERSION = 1
+"""Oldest version this side still speaks."""
 
 FRAGMENT_BYTES = 1 << 20
 """Largest message that travels whole, and largest `Fragment.data`."""
 
+PIECE_BYTES = FRAGMENT_BYTES + (1 << 10)
+"""Largest message on the wire: a fragment and what surrounds its data."""
+
 MESSAGE_BYTES = 64 << 20
 """Largest message that travels at all."""
+
+MESSAGE_WEIGHT = 1 << 20
+"""Heaviest message that is parsed, as `weigh_parts` weighs: about 260,000 failed items, held attempts or tokens."""
 
 MODEL_CHUNK_BYTES = 256 << 10
 """Largest `ModelChunk.data`."""
@@ -44,6 +57,8 @@ AUTHORIZATION_KEY = "authorization"
 
 SESSION_KEY = "pocketgrid-session"
 """Metadata of FetchModel: `Welcome.session_id`."""
+
+_PART_WEIGHT = 4
 
 MessageT = TypeVar("MessageT", pb.DeviceMessage, pb.GatewayMessage)
 
@@ -111,6 +126,98 @@ def serialise(message: MessageT) -> list[bytes]:
     return [piece.SerializeToString() for piece in split(message)]
 
 
+def agree_on_version(oldest: int, newest: int) -> int | None:
+    """The newest version both sides speak, given the other side's oldest and newest; None if there is none."""
+    version = min(newest, PROTOCOL_VERSION)
+    return version if version >= max(oldest, OLDEST_PROTOCOL_VERSION) else None
+
+
+def weigh_parts(kind: type[MessageT], serialised: bytes, *, limit: int = MESSAGE_WEIGHT) -> int:
+    """What parsing a message would cost, found without parsing it.
+
+    Each field weighs 1, each message within the message and each entry of a repeated text another 4, repeated numbers a
+    quarter of their bytes. Takes about half a microsecond a field, and no memory. Bytes that are no message weigh
+    something as well; what they are is found out when they are parsed.
+
+    Raises:
+        ProtocolError: more than `limit`.
+    """
+    weight = 0
+    position, end, table = 0, len(serialised), _table(kind.DESCRIPTOR)
+    outer: list[tuple[int, _Table]] = []
+    # Written out rather than clear: this looks at every field of every message.
+    while True:
+        if weight > limit:
+            raise ProtocolError(f"a message of {len(serialised)} bytes in more than {limit // _PART_WEIGHT} parts")
+        while position >= end:
+            if not outer:
+                return weight
+            end, table = outer.pop()
+        key = serialised[position]
+        position += 1
+        if key > 0x7F:
+            key, position = _varint(serialised, position - 1)
+        weight += 1
+        wire_type = key & 7
+        if wire_type == 2:
+            length = serialised[position] if position < end else 0
+            position += 1
+            if length > 0x7F:
+                length, position = _varint(serialised, position - 1)
+            within = table.get(key >> 3)
+            if within is not None:
+                if within is _PACKED:
+                    weight += length >> 2
+                else:
+                    weight += _PART_WEIGHT
+                    if within and length:
+                        outer.append((end, table))
+                        end, table = min(position + length, end), within
+                        length = 0
+            position += length
+        elif wire_type == 0:
+            while position < end and serialised[position] > 0x7F:
+                position += 1
+            position += 1
+        elif wire_type == 1:
+            position += 8
+        elif wire_type == 5:
+            position += 4
+
+
+_Table = Mapping[int, Any]
+"""By field number: the table of the message there, `_PACKED` for repeated numbers, an empty one for repeated texts."""
+
+_PACKED: _Table = {-1: None}
+_TABLES: dict[str, _Table] = {}
+
+
+def _table(descriptor: Any) -> _Table:
+    known = _TABLES.get(descriptor.full_name)
+    if known is not None:
+        return known
+    table: dict[int, _Table] = {}
+    for field in descriptor.fields:
+        if field.message_type is not None:
+            table[field.number] = _table(field.message_type)
+        elif field.is_repeated:
+            table[field.number] = {} if field.type in (field.TYPE_STRING, field.TYPE_BYTES) else _PACKED
+    _TABLES[descriptor.full_name] = table
+    return table
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < len(data) and shift < 70:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+        shift += 7
+    return value, position
+
+
 class Reassembler(Generic[MessageT]):
     """Puts the messages of one stream together again. One per stream and direction; not thread-safe.
 
@@ -124,11 +231,35 @@ class Reassembler(Generic[MessageT]):
         self._pieces: list[bytes] = []
         self._total = 0
         self._size = 0
+        self.weight = 0
+        """Of what arrived last, as `weigh_parts` weighs; of a message in pieces, of the last piece's whole message."""
 
     @property
     def pending_bytes(self) -> int:
         """Bytes of an unfinished message held at the moment."""
         return self._size
+
+    @property
+    def announced_bytes(self) -> int:
+        """Most bytes the unfinished message may come to; 0 if there is none."""
+        return min(self._total * FRAGMENT_BYTES, self._limit_bytes)
+
+    def take(self, piece: bytes) -> MessageT | None:
+        """As `feed`, of what arrived as it came from the wire: weighed first and then parsed.
+
+        Raises:
+            ProtocolError: as `feed`; or it is too large, too heavy or unreadable.
+        """
+        if len(piece) > PIECE_BYTES:
+            raise ProtocolError(
+                f"a message of {len(piece)} bytes; those of more than {FRAGMENT_BYTES} travel in fragments"
+            )
+        self.weight = weigh_parts(self._kind, piece)
+        try:
+            message = self._kind.FromString(piece)
+        except DecodeError as error:
+            raise ProtocolError(f"{len(piece)} bytes that are no message") from error
+        return self.feed(message)
 
     def feed(self, message: MessageT) -> MessageT | None:
         """Take what arrived next.
@@ -137,7 +268,7 @@ class Reassembler(Generic[MessageT]):
             A whole message, or None if it was a piece and more are to come.
 
         Raises:
-            ProtocolError: pieces out of order, mixed with other messages, oversize or unreadable.
+            ProtocolError: pieces out of order, mixed with other messages, too large, too heavy or unreadable.
         """
         if message.WhichOneof("body") != "fragment":
             if self._pieces:
@@ -156,6 +287,7 @@ class Reassembler(Generic[MessageT]):
             return None
         serialised = b"".join(self._pieces)
         self._pieces, self._total, self._size = [], 0, 0
+        self.weight = weigh_parts(self._kind, serialised)
         try:
             whole = self._kind.FromString(serialised)
         except DecodeError as error:

@@ -107,3 +107,25 @@ def test_messages_of_a_newer_version_pass_through_for_their_reader_to_ignore() -
 def test_serialised_pieces_are_those_of_split(size: int) -> None:
     message = results_of(size)
     assert framing.serialise(message) == [piece.SerializeToString() for piece in framing.split(message)]
+
+
+def test_what_arrives_is_weighed_before_it_is_parsed() -> None:
+    reassembler = framing.Reassembler(pb.DeviceMessage)
+    heavy = pb.DeviceMessage(returned=pb.Returned(tokens=[b""] * 300_000)).SerializeToString()
+    assert len(heavy) < framing.FRAGMENT_BYTES
+    with pytest.raises(ProtocolError, match="in more than 262144 parts"):
+        reassembler.take(heavy)
+    for serialised in framing.serialise(results_of(3 << 20)):
+        whole = reassembler.take(serialised)
+    assert whole == results_of(3 << 20)
+    assert reassembler.weight < 100, "a tensor is one field however large it is"
+    with pytest.raises(ProtocolError, match="travel in fragments"):
+        reassembler.take(bytes(framing.PIECE_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    ("oldest", "newest", "agreed"),
+    [(0, 1, 1), (1, 1, 1), (1, 9, 1), (0, 9, 1), (0, 0, None), (2, 9, None), (5, 1, None)],
+)
+def test_the_newest_version_both_speak_is_spoken(oldest: int, newest: int, agreed: int | None) -> None:
+    assert framing.agree_on_version(oldest, newest) == agreed
