@@ -8,10 +8,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def write_affine_model(path: Path, width: int = 4, batch: int | str = "n") -> str:
-    """``y = 2x + 1`` over float32 [batch, width]; returns the file's SHA-256."""
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, width])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, width])
+def write_affine_model(path: Path, width: int = 4, batch: int | str = "n", shape: tuple[int, ...] | None = None) -> str:
+    """``y = 2x + 1`` over float32 [batch, width] or [batch, *shape]; returns the file's SHA-256."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *(shape or (width,))])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, *(shape or (width,))])
     two = numpy_helper.from_array(np.float32(2.0), "two")
     one = numpy_helper.from_array(np.float32(1.0), "one")
     nodes = [helper.make_node("Mul", ["x", "two"], ["d"]), helper.make_node("Add", ["d", "one"], ["y"])]

@@ -189,7 +189,7 @@ def _decode(decode: manifest_decode.Decode | None) -> ImageDecode | BytesDecode 
         orientation=image.orientation,
         fill=image.fill,
         scale=float(image.scale or 1),
-        mean=tuple(map(float, image.mean)) or (0.0,),
+        mean=tuple(float(mean) + 0.0 for mean in image.mean) or (0.0,),  # "-0" is 0
         std=tuple(map(float, image.std)) or (1.0,),
     )
 
