@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.planning.speed import SpeedEstimate
 
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
+"""A share that is a whole number but for the arithmetic counts as that number."""
 
 SHARD_SECONDS = 0.25
 """Computing time of a shard. Much shorter, and coordination shows: with a model that fills the caches, every wake-up of
@@ -156,7 +157,7 @@ def lease_shards(load: DeviceLoad, demand: JobDemand, speed: SpeedEstimate) -> i
     left = pending + demand.active_shards
     # What the device has of other jobs delays it as much as what it has of this one, second for second.
     fair_share = left * min(1.0, rate / max(demand.total_speed, rate)) - load.backlog_s / shard_s
-    wanted = math.floor(min(by_time, fair_share) + _ROUNDING)
+    wanted = math.floor(min(by_time, fair_share) + ROUNDING)
     # One shard behind each running one keeps a device busy while its answer travels.
     wanted = max(wanted, min(2 * load.slots, max(math.ceil(fair_share), load.slots)) - load.leased_shards)
     return max(0, min(wanted, _room(load, demand), pending))
