@@ -198,8 +198,11 @@ def _problem(step: PostprocessStep, now: _Shape, ragged: bool, sequence: Dim) ->
     if step.operation is Operation.BATCH_FIRST:
         return "" if now.untouched else "has to be the output's first step"
     if shape is None:
-        # The device finds out, and says so of its first item.
-        return "needs an output whose shape the model states" if step.operation is Operation.MEAN_POOL else ""
+        # What cannot be seen here, the device finds out, and says so of its first item.
+        if step.operation is Operation.MEAN_POOL:
+            return "needs an output whose axes the model states"
+        floats = now.dtype.startswith("float") or step.operation is not Operation.NORMALIZE
+        return "" if floats else f"needs floats, not {now.dtype}"
     along_padding = "its last axis is the sequence, part of which is padding"
     match step.operation:
         case Operation.MEAN_POOL:
