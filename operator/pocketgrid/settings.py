@@ -43,8 +43,8 @@ class EngineSettings:
     """Threads that read and encode items. The work is in libraries that release the interpreter lock."""
 
     message_bytes: int = 896 << 10
-    """Shards are put together into lease messages up to about this size: with what surrounds them they stay below the
-    1 MiB at which messages are cut into fragments."""
+    """Shards are read and encoded together up to about this size; they travel in messages of at most 256 KiB, or in
+    fragments of that size where one shard is larger."""
 
     completed_text_limit: int = 8192
     """Characters of `status.completedShards`; a job's status stays far below etcd's limits whatever happens."""

@@ -15,11 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.campaign import Outcome, nurseries, run_schedule, summary
+from tests.faults.churn import Churn, run_churn
 from tests.faults.nursery import Nursery
 from tests.faults.schedule import Schedule, draw_schedule
-from tests.faults.world import make_job
+from tests.faults.world import AS_SHIPPED, make_job
 
 SHARDS = 120
+CHURN_SHARDS = 3000
+"""Of some 30 ms each on one core, so that two cores take about a minute."""
 
 
 async def campaign(seeds: list[int], folder: Path, at_once: int) -> list[Outcome]:
@@ -43,6 +46,20 @@ async def campaign(seeds: list[int], folder: Path, at_once: int) -> list[Outcome
     return outcomes
 
 
+async def churn(folder: Path, devices: int) -> bool:
+    """Kill a tenth of a fleet every 10 s and compare with the same fleet left alone; whether all is well."""
+    job = make_job(folder / "job", shards=CHURN_SHARDS, inner=1024, loops=12)
+    results = {}
+    async with nurseries(folder) as nursery_of:
+        for name, share in (("alone", 0.0), ("churn", 0.1)):
+            fleet = Churn(devices, share, every_s=10.0, away_s=(5.0, 20.0))
+            nursery = nursery_of(Schedule(0, ()))
+            result = await run_churn(fleet, job, nursery, folder / name, AS_SHIPPED, random.Random(1))
+            results[name] = result
+            print(f"{name}: {json.dumps(result.as_dict())}", flush=True)
+    return not any(result.problem for result in results.values())
+
+
 def main() -> int:
     """Run a campaign."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
@@ -51,9 +68,14 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="schedules run side by side")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this one schedule only")
     parser.add_argument("--folder", type=Path, help="for logs and histories of what failed. Default: a fresh one")
+    parser.add_argument(
+        "--churn", type=int, metavar="DEVICES", help="instead: so many, a tenth of them killed every 10 s"
+    )
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="pocketgrid-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
+    if arguments.churn:
+        return 0 if asyncio.run(churn(folder.resolve(), arguments.churn)) else 1
     first = arguments.seed if arguments.seed is not None else random.randrange(1 << 30)
     seeds = [arguments.replay] if arguments.replay is not None else list(range(first, first + arguments.schedules))
     if arguments.replay is not None:

@@ -34,7 +34,7 @@ async def serve(arguments: argparse.Namespace) -> int:
     history = HistoryFile(arguments.history, {"role": "operator", "name": arguments.name})
     engine_settings = EngineSettings(
         tick_seconds=0.1,
-        reconnect_grace_seconds=0.4,
+        reconnect_grace_seconds=arguments.grace,
         lease_minimum_seconds=arguments.lease_minimum,
         model_retry_seconds=0.5,
     )
@@ -72,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--history", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True, help="file that says how the job ended")
     parser.add_argument("--silence", type=float, required=True, help="seconds until a silent link is dropped")
+    parser.add_argument("--grace", type=float, required=True, help="seconds a lost device keeps its leases")
     parser.add_argument("--lease-minimum", type=float, required=True, help="shortest deadline of a lease, seconds")
     parsed = parser.parse_args(arguments)
     configure_logs("info")

@@ -1,8 +1,7 @@
 """A grid of real processes in which faults can be made: operators, agents, and a proxy before each agent.
 
 Responsible for what a fault is, in processes, sockets and files; `schedule` says which come when, `checker` what may
-not come of them. Time-outs are shorter than the product's own (a silent link is dropped after 3 s, not 8; a lease may
-take 6 s, not 30), so that a run takes seconds; nothing else is different.
+not come of them. In schedules time-outs are shorter than the product's own, so that a run takes seconds (`QUICK`).
 """
 
 from __future__ import annotations
@@ -24,17 +23,40 @@ from pathlib import Path
 import numpy as np
 
 from pocketgrid.gateway.identity import load_identity
-from pocketgrid.settings import GatewaySettings
+from pocketgrid.settings import EngineSettings, GatewaySettings
 from tests.faults.checker import Expected
 from tests.faults.nursery import Birth, Nursery, Process
 from tests.faults.proxy import CLEAR, Conditions, FaultProxy
 from tests.faults.schedule import Fault
 
-SILENCE_S = 3.0
-LEASE_MINIMUM_S = 6.0
-LINE = Conditions(bytes_per_s=150e3)
-"""The way up from each device when nothing is wrong: slow enough that a job takes seconds although it computes little,
-so that there is something to interrupt on a machine with two cores."""
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How patient a grid is, and how fast its lines are.
+
+    Attributes:
+        silence_s: a link on which nothing is heard for so long is dropped.
+        grace_s: a device whose link broke keeps its leases for so long.
+        lease_minimum_s: shortest deadline of a lease.
+        line: the way up from each device when nothing is wrong.
+    """
+
+    silence_s: float
+    grace_s: float
+    lease_minimum_s: float
+    line: Conditions
+
+
+QUICK = Timing(3.0, 0.4, 6.0, Conditions(bytes_per_s=150e3))
+"""For schedules of a few seconds. Lines are slow so that a job that computes little takes seconds, and there is
+something to interrupt on a machine with two cores."""
+
+AS_SHIPPED = Timing(
+    GatewaySettings().silence_seconds,
+    EngineSettings().reconnect_grace_seconds,
+    EngineSettings().lease_minimum_seconds,
+    CLEAR,
+)
 
 FULL_DISK_BYTES = 128 << 10
 """Files of a process whose disk is full may not grow beyond this; its history is begun anew and stays below."""
@@ -77,16 +99,29 @@ class Job:
         }
 
 
-def make_job(folder: Path, *, shards: int, per_shard: int = 20, width: int = 128, loops: int = 4) -> Job:
-    """A job whose every row has a result of its own, ``y = 2x + 1``, after `loops` idle products that take time."""
+def make_job(
+    folder: Path, *, shards: int, per_shard: int = 20, width: int = 128, inner: int = 128, loops: int = 4
+) -> Job:
+    """A job whose every row has a result of its own, ``y = 2x + 1``, after idle work that takes time.
+
+    Args:
+        width: numbers in a row; all values are whole and exact in float32.
+        inner, loops: so many products with an identity of this size, 2 x inner^2 operations each for every row.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     folder.mkdir(parents=True, exist_ok=True)
-    names = ["x", *(f"h{n}" for n in range(loops)), "d", "y"]
-    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in itertools.pairwise(names[: loops + 1])]
-    nodes += [helper.make_node("Mul", [names[loops], "two"], ["d"]), helper.make_node("Add", ["d", "one"], ["y"])]
-    constants = {"w": np.eye(width, dtype=np.float32), "two": np.float32(2), "one": np.float32(1)}
+    names = [f"h{n}" for n in range(loops + 1)]
+    nodes = [helper.make_node("MatMul", ["x", "widen"], [names[0]])]
+    nodes += [helper.make_node("MatMul", [a, "w"], [b]) for a, b in itertools.pairwise(names)]
+    nodes += [
+        helper.make_node("MatMul", [names[-1], "narrow"], ["n"]),
+        helper.make_node("Mul", ["n", "two"], ["d"]),
+        helper.make_node("Add", ["d", "one"], ["y"]),
+    ]
+    constants = {"widen": np.eye(width, inner, dtype=np.float32), "narrow": np.eye(inner, width, dtype=np.float32)}
+    constants |= {"w": np.eye(inner, dtype=np.float32), "two": np.float32(2), "one": np.float32(1)}
     graph = helper.make_graph(
         nodes,
         "faults",
@@ -130,9 +165,13 @@ class World:
     Args:
         folder: of this run.
         devices: how many agents.
+        timing: how patient it is.
     """
 
-    def __init__(self, folder: Path, job: Job, nursery: Nursery, rng: random.Random, devices: int) -> None:
+    def __init__(
+        self, folder: Path, job: Job, nursery: Nursery, rng: random.Random, devices: int, timing: Timing = QUICK
+    ) -> None:
+        self._timing = timing
         self._folder = folder
         self._job = job
         self._nursery = nursery
@@ -186,7 +225,7 @@ class World:
             for device in self.devices:
                 device.folder.mkdir()
                 device.proxy.target = self._operator.port
-                device.proxy.up = LINE
+                device.proxy.up = self._timing.line
                 await device.proxy.listen()
                 await self._start_agent(device)
             yield self
@@ -207,7 +246,7 @@ class World:
         for device in self.devices:
             async with device.busy:
                 device.proxy.clear()
-                device.proxy.up = LINE
+                device.proxy.up = self._timing.line
                 await device.proxy.listen()
                 if device.process is None or not device.process.alive:
                     await self._start_agent(device)
@@ -223,6 +262,13 @@ class World:
                     if any(b'"kind":"committed"' in file.read_bytes() for file in self.histories):
                         return
                     await asyncio.sleep(RESTART_S / 4)
+
+    async def ended(self) -> None:
+        """Wait until an operator says that the job has ended."""
+        while True:
+            if self.finished:
+                return
+            await asyncio.sleep(RESTART_S / 4)
 
     async def completed(self, deadline_s: float) -> bool:
         """Wait until the job has ended, starting again what dies; False if it takes too long."""
@@ -325,7 +371,7 @@ class World:
         if fault.way in ("down", "both"):
             proxy.down = conditions
         await asyncio.sleep(fault.lasts_s)
-        proxy.up, proxy.down = LINE, CLEAR
+        proxy.up, proxy.down = self._timing.line, CLEAR
 
     # ---- faults of operators ----
 
@@ -401,7 +447,8 @@ class World:
         arguments = [
             str(self._folder / "job.json"), "--name", name, "--port", str(port), "--state-dir", str(self._shared),
             "--history", str(self._folder / f"history-{name}.jsonl"), "--report", str(self._report),
-            "--silence", str(SILENCE_S), "--lease-minimum", str(LEASE_MINIMUM_S),
+            "--silence", str(self._timing.silence_s), "--lease-minimum", str(self._timing.lease_minimum_s),
+            "--grace", str(self._timing.grace_s),
         ]  # fmt: skip
         log = str(self._folder / f"{name}.log")
         return Operator(name, port, await self._nursery.bear(Birth("operator", arguments, log, file_bytes=file_bytes)))

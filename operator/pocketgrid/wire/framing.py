@@ -27,8 +27,9 @@ PROTOCOL_VERSION = 1
 OLDEST_PROTOCOL_VERSION = 1
 """Oldest version this side still speaks."""
 
-FRAGMENT_BYTES = 1 << 20
-"""Largest message that travels whole, and largest `Fragment.data`."""
+FRAGMENT_BYTES = 256 << 10
+"""Largest message that travels whole, and largest `Fragment.data`. Only what has arrived whole shows that the other side
+is alive: on a line of 1 Mbit/s a piece of 1 MiB takes longer than any silence that is forgiven, this one 2 s."""
 
 PIECE_BYTES = FRAGMENT_BYTES + (1 << 10)
 """Largest message on the wire: a fragment and what surrounds its data."""
@@ -74,7 +75,7 @@ def split(message: MessageT, *, fragment_bytes: int = FRAGMENT_BYTES) -> list[Me
 
     Args:
         message: not itself a fragment.
-        fragment_bytes: largest piece, at most `FRAGMENT_BYTES` and at least 256 KiB.
+        fragment_bytes: largest piece, at most `FRAGMENT_BYTES` and at least 64 KiB.
 
     Returns:
         The message itself, unchanged, if it is small enough; otherwise its fragments, in order.
