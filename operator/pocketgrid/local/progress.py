@@ -83,13 +83,15 @@ class LiveProgress:
 
 def print_summary(console: Console, outcome: LocalOutcome) -> None:
     """Tables of jobs and devices."""
-    jobs = Table("job", "state", "items", "failed", "items/s", "output", title="Jobs", title_justify="left")
+    jobs = Table("job", "state", "items", "failed", "in vain", "items/s", "output", title="Jobs", title_justify="left")
     for view in outcome.jobs:
         jobs.add_row(
             view.spec.key,
             _state(view),
             f"{view.items_done:,}",
             f"{view.items_failed:,}",
+            # Shards of which a second result came: what failing and slow devices cost.
+            f"{view.duplicates:,}",
             f"{view.throughput:,.0f}",
             escape(view.spec.output.uri),
         )
@@ -114,6 +116,11 @@ def summary_json(outcome: LocalOutcome) -> str:
                     "items": view.items,
                     "done": view.items_done,
                     "failed": view.items_failed,
+                    "attempts": {
+                        "lost": view.attempts_lost,
+                        "copies": view.copies,
+                        "duplicates": view.duplicates,
+                    },
                     "seconds": round(view.finished - view.started, 3) if view.finished else None,
                     "itemsPerSecond": round(view.throughput, 3),
                     "manifest": view.manifest_uri,
