@@ -247,8 +247,8 @@ def test_the_columns_of_a_device_and_a_class(kubectl: Kubectl) -> None:
     test_nothing_of_a_devices_status_is_pruned(kubectl)
     test_nothing_of_a_classs_status_is_pruned(kubectl)
     header, row = kubectl("get", "en", EDGE_NODE["metadata"]["name"]).splitlines()
-    assert header.split() == ["NAME", "READY", "KIND", "OWNER", "CLASSES", "LEASED", "DONE", "AGE"]
-    assert row.split()[:-1] == ["crd-test-pixel", "True", "phone", "lab", "phones", "3", "1200"]
+    assert header.split() == ["NAME", "READY", "PAUSED", "WHY", "KIND", "OWNER", "CLASSES", "LEASED", "DONE", "AGE"]
+    assert row.split()[:-1] == ["crd-test-pixel", "True", "False", "WorkAllowed", "phone", "lab", "phones", "3", "1200"]
     header, row = kubectl("get", "hwc", HARDWARE_CLASS["metadata"]["name"]).splitlines()
     assert header.split() == ["NAME", "READY", "NODES", "READYNODES", "AGE"]
     assert row.split()[:-1] == ["phones", "True", "3", "2"]

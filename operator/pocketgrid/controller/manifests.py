@@ -23,6 +23,7 @@ from pocketgrid.model.device import (
     DeviceFacts,
     DeviceIdentity,
     NodeView,
+    Restraint,
     device_labels,
 )
 from pocketgrid.model.ids import DeviceName
@@ -37,6 +38,9 @@ NODE_LEASE_NAMESPACE = "kube-node-lease"
 NODE_LEASE_SECONDS = 40
 NODE_LEASE_RENEWAL_S = 10.0
 """As kubelets do: a quarter of the Lease's duration."""
+
+PAUSED_CONDITION = LABEL_PREFIX + "Paused"
+"""Beside Kubernetes' own, so it bears our name."""
 
 OWNER_LABEL = LABEL_PREFIX + "owner"
 
@@ -82,7 +86,19 @@ def build_ready_condition(ready: bool, reason: str, message: str, since: str, no
     }
 
 
-def build_node_status(identity: DeviceIdentity, ready: Json) -> Json:
+def build_paused_condition(restraint: Restraint, since: str, now: str) -> Json:
+    """A Node's condition about its owner's policy; times in RFC 3339."""
+    return {
+        "type": PAUSED_CONDITION,
+        "status": "True" if restraint.paused else "False",
+        "reason": restraint.reason or "WorkAllowed",
+        "message": restraint.message or "its owner lets it work",
+        "lastHeartbeatTime": now,
+        "lastTransitionTime": since,
+    }
+
+
+def build_node_status(identity: DeviceIdentity, ready: Json, paused: Json) -> Json:
     """The status of a kept Node. No room for Pods, whatever they tolerate."""
     facts = identity.facts
     amounts = {"cpu": str(facts.cores), "memory": f"{facts.memory_bytes // 1024}Ki", "pods": "0"}
@@ -91,7 +107,7 @@ def build_node_status(identity: DeviceIdentity, ready: Json) -> Json:
         "allocatable": amounts,
         "addresses": [{"type": "Hostname", "address": identity.name}],
         "nodeInfo": _node_info(facts, identity.boot_id),
-        "conditions": [ready],
+        "conditions": [ready, paused],
     }
 
 

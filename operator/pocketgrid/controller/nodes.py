@@ -32,6 +32,7 @@ from pocketgrid.controller.manifests import (
     build_node,
     build_node_lease,
     build_node_status,
+    build_paused_condition,
     build_ready_condition,
     node_labels,
     real_node_labels,
@@ -39,7 +40,7 @@ from pocketgrid.controller.manifests import (
 from pocketgrid.controller.records import NodeRecord, Records, read_node_record
 from pocketgrid.engine.engine import Engine
 from pocketgrid.errors import RefusedError
-from pocketgrid.model.device import LABEL_PREFIX, DeviceFacts, DeviceIdentity, NodeView
+from pocketgrid.model.device import LABEL_PREFIX, DeviceFacts, DeviceIdentity, NodeView, Restraint, RestraintLevel
 from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.view import DeviceView, Explanation, Presence
 
@@ -66,7 +67,7 @@ class _Kept:
     created_at: float
     uid: str = ""
     labels: Mapping[str, str] | None = None
-    status: tuple[bool, DeviceFacts, str] | None = None
+    status: tuple[bool, DeviceFacts, str, RestraintLevel, str] | None = None
     lease_due: float = 0.0
 
 
@@ -215,14 +216,15 @@ class NodeKeeper:
         kept = self._of_this_run(identity, record)
         labels = node_labels(identity, self._owner(identity))
         ready = view.presence is not Presence.LOST
-        status = (ready, identity.facts, identity.boot_id)
+        restraint = view.restraint
+        status = (ready, identity.facts, identity.boot_id, restraint.level, restraint.reason)
         if kept.labels != labels and connected:
             self._lanes.start(f"node/{record.name}", partial(self._label, identity.name, kept, record, labels))
         # A controller manager that has missed renewals, while the API server was away, says Unknown and leaves it at
         # that. Of a device that is lost it says so as well, and is right.
         contradicted = ready and record.ready.get("status") != "True"
         if kept.status != status or contradicted:
-            self._lanes.start(f"node-status/{record.name}", partial(self._report, kept, record, identity, status))
+            self._lanes.start(f"node-status/{record.name}", partial(self._report, kept, record, view, status))
         if ready and self._clock.monotonic() >= kept.lease_due:
             self._lanes.start(f"lease/{record.name}", partial(self._renew, kept, record))
 
@@ -292,10 +294,15 @@ class NodeKeeper:
         self._refused.pop(device, None)
 
     async def _report(
-        self, kept: _Kept, record: NodeRecord, identity: DeviceIdentity, status: tuple[bool, DeviceFacts, str]
+        self,
+        kept: _Kept,
+        record: NodeRecord,
+        view: DeviceView,
+        status: tuple[bool, DeviceFacts, str, RestraintLevel, str],
     ) -> None:
         ready = self._ready_condition(record, status[0])
-        await self._write_status(record, build_node_status(identity, ready))
+        paused = self._paused_condition(record, view.restraint)
+        await self._write_status(record, build_node_status(view.identity, ready, paused))
         kept.status = status
 
     async def _report_absent(self, record: NodeRecord) -> None:
@@ -316,6 +323,12 @@ class NodeKeeper:
             return build_ready_condition(True, "DeviceAttached", "the device is attached", since or now, now)
         message = "the device's link is gone and its leases went to other devices"
         return build_ready_condition(False, "DeviceLost", message, since or now, now)
+
+    def _paused_condition(self, record: NodeRecord, restraint: Restraint) -> Json:
+        now = datetime.fromtimestamp(self._clock.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        before = record.paused
+        same = before.get("status") == ("True" if restraint.paused else "False")
+        return build_paused_condition(restraint, (before.get("lastTransitionTime") if same else None) or now, now)
 
     async def _renew(self, kept: _Kept, record: NodeRecord) -> None:
         first = not kept.lease_due

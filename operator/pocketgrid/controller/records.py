@@ -12,7 +12,7 @@ from typing import Any
 
 from pocketgrid.api.v1alpha1.conditions import JobCondition
 from pocketgrid.controller.client import Json
-from pocketgrid.controller.manifests import KEPT_ANNOTATION, KEPT_BY, read_node
+from pocketgrid.controller.manifests import KEPT_ANNOTATION, KEPT_BY, PAUSED_CONDITION, read_node
 from pocketgrid.model.device import HardwareClass, NodeView
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.model.view import Explanation
@@ -114,6 +114,11 @@ class NodeRecord(Record):
         """The Ready condition, empty if there is none."""
         return condition(self.status, "Ready")
 
+    @property
+    def paused(self) -> Json:
+        """The condition about the owner's policy, empty if there is none."""
+        return condition(self.status, PAUSED_CONDITION)
+
 
 @dataclass(slots=True)
 class Records:
@@ -128,12 +133,13 @@ class Records:
 def read_node_record(body: Mapping[str, Any]) -> NodeRecord:
     """Remember a Node."""
     metadata = body["metadata"]
-    ready = condition(body.get("status") or {}, "Ready")
+    status = body.get("status") or {}
+    known = (condition(status, "Ready"), condition(status, PAUSED_CONDITION))
     return NodeRecord(
         name=metadata["name"],
         uid=metadata["uid"],
         version=version_of(body),
-        status={"conditions": [ready]} if ready else {},
+        status={"conditions": [each for each in known if each]},
         view=read_node(body),
         kept=(metadata.get("annotations") or {}).get(KEPT_ANNOTATION) == KEPT_BY,
     )

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, assert_never
 
-from pocketgrid.api.v1alpha1.conditions import READY, ClassReason, DeviceReason, JobCondition, JobReason
+from pocketgrid.api.v1alpha1.conditions import PAUSED, READY, ClassReason, DeviceReason, JobCondition, JobReason
 from pocketgrid.api.v1alpha1.edge_node import MAX_LISTED
 from pocketgrid.api.v1alpha1.inference_job_status import MAX_CLASSES, MAX_COMPLETED_TEXT, NO_CLASS
 from pocketgrid.api.v1alpha1.meta import EXACT
-from pocketgrid.model.device import DeviceFacts, Vitals
+from pocketgrid.model.device import DeviceFacts, RestraintLevel, Vitals
 from pocketgrid.model.ranges import TRUNCATED
 from pocketgrid.model.view import DeviceView, Explanation, JobView, Presence, Stage
 
@@ -124,13 +124,20 @@ def edge_node_status(
         facts=_facts(view.identity.facts),
         vitals=_vitals(view.vitals),
         classes=list(view.classes[:MAX_LISTED]),
-        speeds=[{"modelSha256": digest, "itemsPerSecond": _rate(speed)} for digest, speed in fastest],
+        speeds=[
+            _present(
+                modelSha256=digest,
+                itemsPerSecond=_rate(speed),
+                peakItemsPerSecond=_rate(view.peak_speeds[digest]) if digest in view.peak_speeds else None,
+            )
+            for digest, speed in fastest
+        ],
         leasedShards=view.leased_shards,
         itemsDone=view.items_done,
         lastSeenTime=_time(view.last_seen),
         bootID=_cut(view.identity.boot_id, 128),
         deregisteredBootID=deregistered,
-        conditions=_conditions([_device_claim(view)], old, observed, now),
+        conditions=_conditions([_device_claim(view), _pause_claim(view)], old, observed, now),
     )
 
 
@@ -287,13 +294,24 @@ def _device_claim(view: DeviceView) -> _Claim:
         case Presence.CONNECTED if view.schedulable:
             return _Claim(READY, "True", DeviceReason.ATTACHED, "attached and open to work")
         case Presence.CONNECTED:
-            return _Claim(READY, "True", DeviceReason.NOT_SCHEDULABLE, "attached, but cordoned, tainted or draining")
+            why = "paused by its owner" if view.restraint.paused else "cordoned, tainted or draining"
+            return _Claim(READY, "True", DeviceReason.NOT_SCHEDULABLE, f"attached, but {why}")
         case Presence.UNKNOWN:
             return _Claim(READY, "Unknown", DeviceReason.LINK_BROKEN, "its link broke; its leases still stand")
         case Presence.LOST:
             return _Claim(READY, "False", DeviceReason.LOST, "not heard from; its leases went to other devices")
         case _:
             assert_never(view.presence)
+
+
+def _pause_claim(view: DeviceView) -> _Claim:
+    restraint = view.restraint
+    if view.presence is Presence.LOST:
+        return _Claim(PAUSED, "Unknown", DeviceReason.LOST, "not heard from")
+    if restraint.level is RestraintLevel.NONE:
+        return _Claim(PAUSED, "False", DeviceReason.WORK_ALLOWED, "its owner lets it work")
+    prefix = "" if restraint.paused else "works gently: "
+    return _Claim(PAUSED, "True" if restraint.paused else "False", restraint.reason, prefix + restraint.message)
 
 
 # Numbers.

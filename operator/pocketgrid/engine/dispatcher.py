@@ -43,7 +43,7 @@ class Dispatcher:
 
     def serve(self, record: DeviceRecord) -> None:
         """Give one device all it has room for."""
-        if record.link is None or record.presence is not Presence.CONNECTED or record.draining:
+        if record.link is None or record.presence is not Presence.CONNECTED or not record.wants_work:
             return
         # Each round either prepares one more job or uses up credit, so this ends; the bound is for safety.
         for _ in range(64):
@@ -162,7 +162,9 @@ class Dispatcher:
     # ---- snapshots ----
 
     def _may_work(self, job: JobRun, record: DeviceRecord, now: float) -> bool:
-        if record.presence is not Presence.CONNECTED or record.draining or record.is_barred_from(job.uid, now):
+        if record.presence is not Presence.CONNECTED or not record.wants_work:
+            return False
+        if record.is_barred_from(job.uid, now):
             return False
         return self.eligible(job, record)
 

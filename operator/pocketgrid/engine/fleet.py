@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from pocketgrid.engine.links import DeviceLink, HeldAttempt
-from pocketgrid.model.device import AgentFeature, DeviceIdentity, HardwareClass, NodeView, Vitals, device_labels
+from pocketgrid.model.device import (
+    AgentFeature,
+    DeviceIdentity,
+    HardwareClass,
+    NodeView,
+    Restraint,
+    Vitals,
+    device_labels,
+)
 from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
 from pocketgrid.model.job import Placement
 from pocketgrid.model.view import Presence
@@ -72,9 +80,11 @@ class DeviceRecord:
     last_seen: float = 0.0
     vitals: Vitals = field(default_factory=Vitals)
     draining: bool = False
+    restraint: Restraint = field(default_factory=Restraint)
     orders: dict[JobUid, Order] = field(default_factory=dict)
     speeds: dict[JobUid, SpeedEstimate] = field(default_factory=dict)
     model_speeds: dict[ModelDigest, float] = field(default_factory=dict)
+    peak_speeds: dict[ModelDigest, float] = field(default_factory=dict)
     progress_at: dict[JobUid, float] = field(default_factory=dict)
     held: dict[JobUid, list[HeldAttempt]] = field(default_factory=dict)
     items_done: int = 0
@@ -85,6 +95,16 @@ class DeviceRecord:
     def name(self) -> DeviceName:
         """Name of the device."""
         return self.identity.name
+
+    @property
+    def wants_work(self) -> bool:
+        """Whether the device takes new work: it neither leaves nor is paused by its owner."""
+        return not self.draining and not self.restraint.paused
+
+    def learn_model_speed(self, model: ModelDigest, items_per_second: float) -> None:
+        """The device runs `model` at this speed now, all slots together."""
+        self.model_speeds[model] = items_per_second
+        self.peak_speeds[model] = max(items_per_second, self.peak_speeds.get(model, 0.0))
 
     def ready_for(self, job: JobUid) -> bool:
         """Whether the device has the job's model loaded."""
@@ -160,6 +180,7 @@ class Fleet:
         record.progress_at.clear()
         record.held.clear()
         record.draining = False
+        record.restraint = Restraint()
         if self._nodes_from_facts:
             self.set_node(NodeView(identity.name, device_labels(identity)))
         return record

@@ -67,12 +67,11 @@ def view_device(record: DeviceRecord, fleet: Fleet, jobs: dict[str, JobRun]) -> 
         vitals=record.vitals,
         classes=fleet.classes_of(record),
         schedulable=(
-            record.presence is Presence.CONNECTED
-            and not record.draining
-            and node is not None
-            and not node.unschedulable
+            record.presence is Presence.CONNECTED and record.wants_work and node is not None and not node.unschedulable
         ),
         speeds=dict(record.model_speeds),
+        peak_speeds=dict(record.peak_speeds),
+        restraint=record.restraint,
         leased_shards=sum(held.values()),
         last_seen=record.last_seen,
         items_done=record.items_done,
@@ -92,7 +91,7 @@ def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher) -> Explanation 
     if job.stage.terminal or job.stage in (Stage.SUSPENDED, Stage.FINISHING):
         return None
     connected = [r for r in fleet.devices.values() if r.presence is Presence.CONNECTED]
-    able = [r for r in connected if dispatcher.eligible(job, r) and not r.draining]
+    able = [r for r in connected if dispatcher.eligible(job, r) and r.wants_work]
     if able:
         failed: dict[str, tuple[str, ...]] = {
             str(r.name): (order.message,)
@@ -112,6 +111,8 @@ def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher) -> Explanation 
             why = (*why, "not connected")
         elif record.draining:
             why = (*why, "draining")
+        elif record.restraint.paused:
+            why = (*why, f"paused by its owner ({record.restraint.reason})")
         reasons[str(record.name)] = why
     classes = job.spec.placement.hardware_classes
     asked = f" of class {' or '.join(classes)}" if classes else ""

@@ -80,6 +80,30 @@ class Vitals:
     network: Network = Network.UNKNOWN
 
 
+class RestraintLevel(StrEnum):
+    """How far a device is held back by its owner."""
+
+    NONE = "None"
+    EASED = "Eased"
+    """It works, but gently."""
+    PAUSED = "Paused"
+    """It wants no work now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restraint:
+    """What a device's owner lets it do now, and unless that is everything, why: CamelCase reason and a sentence."""
+
+    level: RestraintLevel = RestraintLevel.NONE
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the device wants no work."""
+        return self.level is RestraintLevel.PAUSED
+
+
 @dataclass(frozen=True, slots=True)
 class Credits:
     """How much unanswered work a device is willing to hold.

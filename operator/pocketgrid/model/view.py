@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pocketgrid.model.device import DeviceIdentity, Vitals
+from pocketgrid.model.device import DeviceIdentity, Restraint, Vitals
 from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
 from pocketgrid.model.job import JobSpec
 
@@ -103,8 +103,10 @@ class DeviceView:
 
     Attributes:
         classes: hardware classes its Node belongs to, sorted.
-        schedulable: whether new leases may go there (attached, not cordoned, not draining).
-        speeds: measured items per second by model.
+        schedulable: whether new leases may go there (attached, not cordoned, not draining, not paused by its owner).
+        speeds: items per second by model over the last minute of computing: what it sustains.
+        peak_speeds: the most it ever reached, by model, since the engine started.
+        restraint: how far its owner holds it back.
         leased_shards: handed out and unanswered.
         last_seen: seconds since the Unix epoch.
         items_done: items committed from this device since the engine started.
@@ -120,6 +122,8 @@ class DeviceView:
     last_seen: float
     items_done: int
     jobs: tuple[JobUid, ...] = ()
+    peak_speeds: Mapping[ModelDigest, float] = field(default_factory=dict)
+    restraint: Restraint = field(default_factory=Restraint)
 
     @property
     def name(self) -> DeviceName:

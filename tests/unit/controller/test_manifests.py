@@ -9,13 +9,22 @@ from pocketgrid.controller.manifests import (
     build_node,
     build_node_lease,
     build_node_status,
+    build_paused_condition,
     build_ready_condition,
     node_labels,
     read_node,
     real_node_labels,
 )
 from pocketgrid.controller.records import read_node_record
-from pocketgrid.model.device import DEVICE_TAINT_KEY, Credits, DeviceFacts, DeviceIdentity, DeviceKind
+from pocketgrid.model.device import (
+    DEVICE_TAINT_KEY,
+    Credits,
+    DeviceFacts,
+    DeviceIdentity,
+    DeviceKind,
+    Restraint,
+    RestraintLevel,
+)
 from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.selectors import Taint
 
@@ -72,9 +81,12 @@ def test_on_a_real_node_only_our_own_labels_are_touched() -> None:
 
 def test_a_kept_nodes_status_has_room_for_no_pod() -> None:
     ready = build_ready_condition(True, "DeviceAttached", "there", "t0", "t1")
-    status = build_node_status(PHONE, ready)
+    paused = build_paused_condition(Restraint(RestraintLevel.PAUSED, "BatteryLow", "battery at 9 %"), "t0", "t1")
+    status = build_node_status(PHONE, ready, paused)
     assert status["capacity"] == status["allocatable"] == {"cpu": "8", "memory": "6291456Ki", "pods": "0"}
-    assert status["conditions"] == [ready]
+    assert status["conditions"] == [ready, paused]
+    assert (paused["type"], paused["status"], paused["reason"]) == ("pocketgrid.dev/Paused", "True", "BatteryLow")
+    assert build_paused_condition(Restraint(), "t0", "t1")["reason"] == "WorkAllowed"
     assert status["nodeInfo"]["kubeletVersion"] == "v0.1.0+pocketgrid"
     assert status["nodeInfo"]["operatingSystem"] == "linux"
     assert all(isinstance(value, str) for value in status["nodeInfo"].values())

@@ -20,7 +20,16 @@ from pocketgrid.controller.status import (
     job_status,
     refused_job_status,
 )
-from pocketgrid.model.device import Credits, DeviceFacts, DeviceIdentity, DeviceKind, Network, Vitals
+from pocketgrid.model.device import (
+    Credits,
+    DeviceFacts,
+    DeviceIdentity,
+    DeviceKind,
+    Network,
+    Restraint,
+    RestraintLevel,
+    Vitals,
+)
 from pocketgrid.model.ranges import IndexSet
 from pocketgrid.model.view import DeviceView, Explanation, JobView, Presence, Stage
 from tests.unit.api import apiserver
@@ -411,6 +420,7 @@ DEVICE = DeviceView(
     classes=("phones",),
     schedulable=True,
     speeds={"a" * 64: 20.0, "b" * 64: 150.0},
+    peak_speeds={"a" * 64: 40.0},
     leased_shards=3,
     last_seen=NOW.timestamp(),
     items_done=1200,
@@ -445,7 +455,7 @@ def test_the_status_of_a_device() -> None:
         "classes": ["phones"],
         "speeds": [
             {"modelSha256": "b" * 64, "itemsPerSecond": "150"},
-            {"modelSha256": "a" * 64, "itemsPerSecond": "20.0"},
+            {"modelSha256": "a" * 64, "itemsPerSecond": "20.0", "peakItemsPerSecond": "40.0"},
         ],
         "leasedShards": 3,
         "itemsDone": 1200,
@@ -459,9 +469,47 @@ def test_the_status_of_a_device() -> None:
                 "message": "attached and open to work",
                 "lastTransitionTime": "2026-11-23T12:00:00Z",
                 "observedGeneration": 2,
-            }
+            },
+            {
+                "type": "Paused",
+                "status": "False",
+                "reason": "WorkAllowed",
+                "message": "its owner lets it work",
+                "lastTransitionTime": "2026-11-23T12:00:00Z",
+                "observedGeneration": 2,
+            },
         ],
     }
+    assert_kept("edgenodes", status)
+
+
+@pytest.mark.parametrize(
+    ("restraint", "presence", "expected"),
+    [
+        (Restraint(), Presence.CONNECTED, ("False", "WorkAllowed", "its owner lets it work")),
+        (
+            Restraint(RestraintLevel.PAUSED, "BatteryLow", "battery at 9 %"),
+            Presence.CONNECTED,
+            ("True", "BatteryLow", "battery at 9 %"),
+        ),
+        (
+            Restraint(RestraintLevel.EASED, "BatteryWarm", "battery at 41 °C"),
+            Presence.CONNECTED,
+            ("False", "BatteryWarm", "works gently: battery at 41 °C"),
+        ),
+        (Restraint(RestraintLevel.PAUSED, "BatteryLow", "x"), Presence.LOST, ("Unknown", "Lost", "not heard from")),
+    ],
+)
+def test_a_device_says_why_its_owner_holds_it_back(
+    restraint: Restraint, presence: Presence, expected: tuple[str, str, str]
+) -> None:
+    view = replace(DEVICE, restraint=restraint, presence=presence, schedulable=not restraint.paused)
+    status = edge_node_status(view, None, NOW)
+    ready, paused = status["conditions"]
+    assert paused["type"] == "Paused"
+    assert (paused["status"], paused["reason"], paused["message"]) == expected
+    if restraint.paused and presence is Presence.CONNECTED:
+        assert (ready["reason"], ready["message"]) == ("NotSchedulable", "attached, but paused by its owner")
     assert_kept("edgenodes", status)
 
 

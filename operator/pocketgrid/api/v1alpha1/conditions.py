@@ -35,7 +35,10 @@ class JobCondition(StrEnum):
 
 
 READY = "Ready"
-"""The one condition of an EdgeNode and of a HardwareClass."""
+"""Condition of EdgeNodes, and the one condition of a HardwareClass."""
+
+PAUSED = "Paused"
+"""Condition of EdgeNodes: whether the owner's policy keeps the device from working now; its reason says which rule."""
 
 
 class JobReason(StrEnum):
@@ -72,9 +75,11 @@ class DeviceReason(StrEnum):
 
     ATTACHED = "Attached"
     NOT_SCHEDULABLE = "NotSchedulable"
-    """Attached, but cordoned, tainted or draining: no new leases go there."""
+    """Attached, but cordoned, tainted, draining or paused by its owner: no new leases go there."""
     LINK_BROKEN = "LinkBroken"
     LOST = "Lost"
+    WORK_ALLOWED = "WorkAllowed"
+    """In Paused: the owner lets it work. Otherwise the reason is the device's own: BatteryLow, NotCharging, ..."""
 
 
 class ClassReason(StrEnum):

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pocketgrid.api.v1alpha1.conditions import READY, Condition
+from pocketgrid.api.v1alpha1.conditions import PAUSED, READY, Condition
 from pocketgrid.api.v1alpha1.meta import (
     ApiModel,
     Boolean,
@@ -107,7 +107,11 @@ class Speed(ApiModel):
     """SHA-256 of the model file."""
 
     items_per_second: Decimal
-    """Items per second, measured on the device."""
+    """Items per second the device sustains: measured when it loaded the model, since then over its last minute or so
+    of computing."""
+
+    peak_items_per_second: Decimal | None = None
+    """The most it reached since the operator started. A device that sustains much less gets hot."""
 
 
 class EdgeNodeStatus(ApiModel):
@@ -117,7 +121,9 @@ class EdgeNodeStatus(ApiModel):
     """The `metadata.generation` this status was made from. Older than the object's: not up to date."""
 
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16), Unique("type")] = ()
-    """Ready: whether the device is attached. Unknown while its link is broken but its leases still stand."""
+    """Ready: whether the device is attached. Unknown while its link is broken but its leases still stand. Paused:
+    whether the policy of its owner keeps it from working, with the rule as reason, such as BatteryLow, NotCharging,
+    BatteryHot, NetworkMetered or OutsideHours. False with such a reason: it works, but gently."""
 
     presence: Word | None = None
     """Connected, Unknown (the link broke a moment ago) or Lost (its leases went elsewhere)."""
@@ -163,6 +169,8 @@ class EdgeNode(Kind):
         namespaced=False,
         columns=(
             Column("Ready", condition_path(READY), "Whether the device is attached."),
+            Column("Paused", condition_path(PAUSED), "Whether its owner's policy keeps it from working."),
+            Column("Why", condition_path(PAUSED, "reason"), "What its owner's policy says."),
             Column("Kind", ".status.facts.kind", "What sort of machine it is."),
             Column("Owner", ".spec.owner", "Who is responsible for it."),
             Column("Classes", ".status.classes[*]", "HardwareClasses it belongs to."),
