@@ -40,6 +40,14 @@ unanswered, the last of them included."""
 SHORTEST_HEARTBEAT_SECONDS, LONGEST_HEARTBEAT_SECONDS, LONGEST_SPREAD_SECONDS = 0.05, 15.0, 600.0
 """What a gateway may ask for."""
 
+SHORTEST_SILENCE_SECONDS = 0.5
+"""Or the stream would be given up before anybody can have said anything, and dialled again without end."""
+
+LONGEST_POSTPONEMENT_SECONDS = 3600.0
+"""A gateway may ask for more; a device that stays away for weeks because of one wrong number serves nobody."""
+
+LONGEST_SESSION_ID = 256
+
 CHUNK_SECONDS = 30.0
 """Between two chunks of a model."""
 
@@ -52,6 +60,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_timeout_ms", framing.KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", framing.PIECE_BYTES),
     # Without it a new channel inherits the old one's connection backoff, and a quick retry is anything but.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -87,7 +96,7 @@ class PostponedError(RefusedError):
 
     def __init__(self, refusal: pb.Refusal) -> None:
         super().__init__(refusal.reason, refusal.message, retry=refusal.retry)
-        self.retry_after_s = refusal.retry_after_ms / 1000
+        self.retry_after_s = min(refusal.retry_after_ms / 1000, LONGEST_POSTPONEMENT_SECONDS)
 
 
 class Owner(Protocol):
@@ -183,17 +192,17 @@ class Stream:
 
     # ---- life ----
 
-    async def open(self) -> pb.Welcome:
+    async def open(self, patience_s: float = WELCOME_SECONDS) -> pb.Welcome:
         """Say Hello and wait for Welcome. Raises LinkDownError, RefusedError, ProtocolError."""
         hello = pb.DeviceMessage(hello=await self._owner.hello())
         try:
-            async with asyncio.timeout(WELCOME_SECONDS):
+            async with asyncio.timeout(patience_s):
                 self._call = self._stub.Attach(metadata=self._target.metadata())
                 for piece in framing.split(hello):
                     await self._write(piece)
                 message = await self._read()
         except TimeoutError as error:
-            raise CrowdedError(f"no Welcome within {WELCOME_SECONDS:.0f} s") from error
+            raise CrowdedError(f"no Welcome within {patience_s:.0f} s") from error
         match message.WhichOneof("body"):
             case "welcome":
                 welcome = message.welcome
@@ -201,11 +210,15 @@ class Stream:
                 raise PostponedError(message.refusal)
             case other:
                 raise ProtocolError(f"the gateway's first message was {other}, not Welcome")
-        if welcome.protocol_version != framing.PROTOCOL_VERSION:
+        if not framing.OLDEST_PROTOCOL_VERSION <= welcome.protocol_version <= framing.PROTOCOL_VERSION:
             raise ProtocolError(
-                f"the gateway speaks version {welcome.protocol_version}, this agent {framing.PROTOCOL_VERSION}"
+                f"the gateway speaks version {welcome.protocol_version}, this agent "
+                f"{framing.OLDEST_PROTOCOL_VERSION} to {framing.PROTOCOL_VERSION}; update the older of the two"
             )
-        self._session_id = welcome.session_id
+        name = welcome.session_id
+        if len(name) > LONGEST_SESSION_ID or not (name.isascii() and name.isprintable()):
+            raise ProtocolError("the gateway's session id cannot be sent back to it")
+        self._session_id = name
         self._pace(welcome)
         self._last_heard = asyncio.get_running_loop().time()
         return welcome
@@ -347,6 +360,7 @@ class Stream:
         heartbeat_s = (wanted.heartbeat_interval_ms or 2000) / 1000
         silence_s = (wanted.silence_limit_ms or 10_000) / 1000
         self._heartbeat_s = min(max(SHORTEST_HEARTBEAT_SECONDS, heartbeat_s), LONGEST_HEARTBEAT_SECONDS)
+        silence_s = max(SHORTEST_SILENCE_SECONDS, silence_s)
         self._silence_s = min(silence_s, max(LONGEST_SILENCE_SECONDS, SILENT_BEATS * self._heartbeat_s))
         self.spread_s = min(wanted.reconnect_spread_ms / 1000, LONGEST_SPREAD_SECONDS)
 

@@ -40,6 +40,9 @@ def _column(number: int, tensor: pb.Tensor) -> Column:
         ) from error
     if values.ndim < 1:
         raise MalformedShardError(f"tensor {number} has no item axis")
+    if len(values) and not values.size:
+        # Any number of such rows fits into no bytes at all, and into no memory once they are computed with.
+        raise MalformedShardError(f"tensor {number} has {len(values)} rows without values")
     if not tensor.row_lengths:
         return Column(values)
     lengths = np.array(tensor.row_lengths, np.int64)
