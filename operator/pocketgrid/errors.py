@@ -40,6 +40,10 @@ class StaleEpochError(StoreError):
     """Another writer has taken over this job's commit log; this one must stop without acknowledging."""
 
 
+class InputChangedError(StoreError):
+    """A data set is not what it was when its job was admitted; reading on would mix two data sets in one output."""
+
+
 class CorruptLogError(StoreError):
     """Durable state contradicts itself in a way that redoing work cannot mend."""
 

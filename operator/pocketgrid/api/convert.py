@@ -5,7 +5,7 @@ The only way in, for the controller and for local mode alike. Reading files is `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from pocketgrid.model.device import HardwareClass
 from pocketgrid.model.ids import JobUid, ModelDigest
 from pocketgrid.model.job import (
     ColumnBinding,
+    CsvOptions,
     InputRef,
     JobSpec,
     Limits,
@@ -36,8 +37,13 @@ from pocketgrid.model.selectors import LabelSelector, Requirement, Toleration
 
 AnyKind = TypeVar("AnyKind", bound=Kind)
 
-URI_FIELDS = (("model", "uri"), ("input", "uri"), ("input", "tokenizer", "uri"), ("output", "uri"))
-"""Where a spec names places."""
+URI_FIELDS = (("model", "uri"), ("input", "tokenizer", "uri"), ("output", "uri"))
+"""Where a spec names single files and folders."""
+
+DATA_FIELDS = (("input", "uri"), ("input", "uris"))
+"""Where a spec names what may also be a glob, or a folder by its slash at the end."""
+
+_WILDCARDS = {"%2A": "*", "%3F": "?", "%5B": "[", "%5D": "]"}
 
 
 def to_job_spec(
@@ -122,17 +128,21 @@ def resolve_uris(body: Body, base: Path) -> Body:
         return body
     resolved: Any = spec
     for steps in URI_FIELDS:
-        resolved = _replace(resolved, steps, base)
+        resolved = _replace(resolved, steps, lambda uri: _absolute(uri, base))
+    for steps in DATA_FIELDS:
+        resolved = _replace(resolved, steps, lambda uri: _absolute_pattern(uri, base))
     return {**body, "spec": resolved}
 
 
-def _replace(value: Any, steps: tuple[str, ...], base: Path) -> Any:
+def _replace(value: Any, steps: tuple[str, ...], change: Callable[[str], str]) -> Any:
     if not steps:
-        return _absolute(value, base) if isinstance(value, str) and value else value
+        if isinstance(value, list | tuple):
+            return [_replace(entry, (), change) for entry in value]
+        return change(value) if isinstance(value, str) and value else value
     name, *rest = steps
     if not isinstance(value, Mapping) or name not in value:
         return value
-    return {**value, name: _replace(value[name], tuple(rest), base)}
+    return {**value, name: _replace(value[name], tuple(rest), change)}
 
 
 def _absolute(uri: str, base: Path) -> str:
@@ -141,6 +151,18 @@ def _absolute(uri: str, base: Path) -> str:
     # A URI is percent-encoded and a path is not; both may name a file with a space or a percent sign.
     path = unquote(uri.removeprefix("file:")) if uri.startswith("file:") else uri
     return (base / path).resolve().as_uri()
+
+
+def _absolute_pattern(uri: str, base: Path) -> str:
+    absolute = _absolute(uri, base)
+    if absolute == uri:
+        return uri
+    if uri.endswith("/") and not absolute.endswith("/"):
+        absolute += "/"
+    if not (base / uri).exists():  # a file that is really called so is no pattern
+        for quoted, plain in _WILDCARDS.items():
+            absolute = absolute.replace(quoted, plain)
+    return absolute
 
 
 def _read(kind: type[AnyKind], body: Body) -> AnyKind:
@@ -155,8 +177,11 @@ def _input(data: inference_job.DataSet) -> InputRef:
     if (text := data.tokenizer) is not None:
         tokenizer = TokenizerRef(text.uri, text.column, text.max_length, text.sha256 or "")
     return InputRef(
-        uri=data.uri,
+        uri=data.uri or "",
+        uris=data.uris,
         format=data.format,
+        compression=data.compression,
+        csv=CsvOptions(data.csv.delimiter, data.csv.columns) if data.csv is not None else CsvOptions(),
         key=data.key or "",
         columns=tuple(ColumnBinding(b.column, b.input, _decode(b.decode)) for b in data.columns),
         tokenizer=tokenizer,

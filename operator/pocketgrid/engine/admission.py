@@ -53,7 +53,7 @@ def admit(spec: JobSpec, models: ModelStore) -> Admission:
     swapped = {s.output for s in spec.output.postprocess if s.operation is Operation.BATCH_FIRST}
     selected = select_outputs(spec.model.outputs, model, swapped)
     plans = plan_outputs(selected, spec.output.postprocess, _sequence_axis(spec, model.signature))
-    encoder = open_encoder(spec.input, model.signature)
+    encoder = open_encoder(spec.input, model.signature, spool_folder=models.scratch)
     order = WorkOrder(
         job=spec.uid,
         model=model.sha256,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from pocketgrid.clock import Clock
 from pocketgrid.engine.fleet import DeviceRecord
 from pocketgrid.engine.history import History
-from pocketgrid.engine.jobrun import INPUT_UNREADABLE, JobRun
+from pocketgrid.engine.jobrun import INPUT_CHANGED, INPUT_UNREADABLE, JobRun
 from pocketgrid.engine.links import LeasedShard
+from pocketgrid.errors import InputChangedError
 from pocketgrid.model import events as ev
 from pocketgrid.model.view import Explanation
 from pocketgrid.settings import EngineSettings
@@ -78,8 +79,10 @@ class Feeder:
         except Exception as exc:
             # Of any kind: what drivers of remote file systems raise is theirs to choose.
             log.warning("read failed job=%s cause=%s: %s", job.spec.key, type(exc).__name__, exc)
-            if job.trouble is None or job.trouble.reason == INPUT_UNREADABLE:
-                job.trouble = Explanation(INPUT_UNREADABLE, f"{job.spec.input.uri}: {exc}")
+            if isinstance(exc, InputChangedError):
+                self._apply(job, ev.JobBroken(INPUT_CHANGED, str(exc)))
+            elif job.trouble is None or job.trouble.reason == INPUT_UNREADABLE:
+                job.trouble = Explanation(INPUT_UNREADABLE, f"{job.spec.input.text}: {exc}")
             job.paused_until = self._clock.monotonic() + READ_RETRY_S
         else:
             if job.trouble is not None and job.trouble.reason == INPUT_UNREADABLE:

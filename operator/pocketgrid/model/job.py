@@ -18,8 +18,20 @@ class InputFormat(StrEnum):
     JSONL = "JSONL"
     PARQUET = "Parquet"
     TEXT = "Text"
+    CSV = "CSV"
     NPY = "NPY"
     NPZ = "NPZ"
+    FILES = "Files"
+
+
+class Compression(StrEnum):
+    """How the bytes of a file of lines are packed."""
+
+    GZIP = "Gzip"
+    BZIP2 = "Bzip2"
+    XZ = "Xz"
+    ZSTD = "Zstd"
+    NONE = "None"
 
 
 class OutputFormat(StrEnum):
@@ -85,12 +97,32 @@ class TokenizerRef:
     sha256: str = ""
 
 
+FILE_KEY = "path"
+"""Column that identifies an item of `InputFormat.FILES` unless the user names another."""
+
+
+@dataclass(frozen=True, slots=True)
+class CsvOptions:
+    """How CSV is written.
+
+    Attributes:
+        delimiter: one character between cells.
+        columns: names of the columns of a file without a header row; empty if the first row has them.
+    """
+
+    delimiter: str = ","
+    columns: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class InputRef:
     """The data set and how its columns meet the model's inputs. Either `columns` or `tokenizer` is given.
 
     Attributes:
+        uri: one file, a folder (ends in a slash) or a glob; empty if `uris` is given.
         key: column whose value identifies a row in the output; empty for the row number.
+        uris: several of such places, one after the other; empty if `uri` is given.
+        compression: of every file; None if each file's name tells.
     """
 
     uri: str
@@ -98,6 +130,24 @@ class InputRef:
     key: str = ""
     columns: tuple[ColumnBinding, ...] = ()
     tokenizer: TokenizerRef | None = None
+    uris: tuple[str, ...] = ()
+    compression: Compression | None = None
+    csv: CsvOptions = CsvOptions()
+
+    def __post_init__(self) -> None:
+        if self.format is InputFormat.FILES and not self.key:
+            object.__setattr__(self, "key", FILE_KEY)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """All that was named, in order."""
+        return self.uris or (self.uri,)
+
+    @property
+    def text(self) -> str:
+        """For people: what was named, in short."""
+        first, *others = self.places
+        return f"{first} and {len(others)} more" if others else first
 
 
 @dataclass(frozen=True, slots=True)

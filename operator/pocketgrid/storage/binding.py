@@ -258,7 +258,7 @@ def _column(data_set: DataSet, name: str, field: str) -> ColumnInfo:
             return column
     raise InvalidSpecError(
         Refusal.UNKNOWN_COLUMN,
-        f"there is no column {name!r}; there are {_names(c.name for c in data_set.columns)}",
+        f"there is no column {name!r}{data_set.columns_note}; there are {_names(c.name for c in data_set.columns)}",
         field=field,
     )
 

@@ -10,19 +10,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pocketgrid.errors import InvalidSpecError, StoreError
+from pocketgrid.errors import InputChangedError, InvalidSpecError, StoreError
 from pocketgrid.model.job import InputRef, ItemFailure, TensorBinding
 from pocketgrid.model.tensors import ModelSignature, TensorData
 from pocketgrid.storage.binding import SEARCH_LIMIT, SEARCH_STEP, bind_columns, bind_tokenizer, key_column
 from pocketgrid.storage.casting import Faults
 from pocketgrid.storage.datasets import open_data_set
-from pocketgrid.storage.datasets.base import STRING, ColumnInfo, DataSet
+from pocketgrid.storage.datasets.base import STRING, ColumnInfo, DataSet, Rows
 from pocketgrid.storage.feeding import ColumnFeed, DecodeFeed, Mask, TokenFeed, keys_of
 from pocketgrid.storage.reasons import Refusal
+from pocketgrid.worktimes import Work, WorkTimes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,21 +88,30 @@ class Encoder:
         self.sample_items = DECODED_SAMPLE_ITEMS if decodes else SEARCH_STEP
         self._at_once = DECODED_AT_ONCE if decodes else max(1, data_set.items)
 
-    def encode(self, start: int, stop: int) -> EncodedShard:
-        """Items [start, stop). Blocking.
+    def encode(self, start: int, stop: int, times: WorkTimes | None = None) -> EncodedShard:
+        """Items [start, stop). Blocking. What it costs is added to `times`.
 
         Raises:
             StoreError: see `DataSet.read`.
         """
-        # What is decoded can weigh a thousand times what comes of it, so only a little of it is held at a time.
-        firsts = range(start, stop, self._at_once)
-        if len(firsts) <= 1:
-            return self._encode(start, stop)
-        pieces = (self._encode(first, min(first + self._at_once, stop)) for first in firsts)
-        return _joined([(first - start, piece) for first, piece in zip(firsts, pieces, strict=True)])
+        times = times or WorkTimes()
+        # What is read and decoded can weigh a thousand times what comes of it, so only a little is held at a time.
+        runs = [
+            (first, min(first + self._at_once, end))
+            for begin, end in self._data_set.bites(start, stop)
+            for first in range(begin, max(end, begin + 1), self._at_once)
+        ]
+        if len(runs) == 1:
+            return self._read_and_encode(start, stop, times)
+        return _joined([(first - start, self._read_and_encode(first, end, times)) for first, end in runs])
 
-    def _encode(self, start: int, stop: int) -> EncodedShard:
-        rows = self._data_set.read(start, stop, self._read_columns)
+    def _read_and_encode(self, start: int, stop: int, times: WorkTimes) -> EncodedShard:
+        with times.measure(Work.READ):
+            rows = self._data_set.read(start, stop, self._read_columns)
+        with times.measure(Work.ENCODE):
+            return self._encode(rows, start)
+
+    def _encode(self, rows: Rows, start: int) -> EncodedShard:
         failures = {failure.row: failure for failure in rows.failures}
         if self._key is not None:
             _, faults = keys_of(self._key, rows)
@@ -130,27 +141,35 @@ class Encoder:
 
         if self._key is None:
             return pa.array(np.arange(start, stop, dtype=np.int64))
-        keys, _ = keys_of(self._key, self._data_set.read(start, stop, (self._key.name,)))
         arrow_type = {STRING: pa.string(), "uint64": pa.uint64()}.get(self._key.dtype, pa.int64())
-        return pa.array(keys, arrow_type)
+        pieces = []
+        for first, end in self._data_set.bites(start, stop):
+            keys, _ = keys_of(self._key, self._data_set.read(first, end, (self._key.name,)))
+            pieces.append(pa.array(keys, arrow_type))
+        return pa.concat_arrays(pieces)
 
     def close(self) -> None:
         """Close the data set. No call may be under way."""
         self._data_set.close()
 
 
-def open_encoder(job_input: InputRef, signature: ModelSignature) -> Encoder:
+def open_encoder(job_input: InputRef, signature: ModelSignature, *, spool_folder: Path | None = None) -> Encoder:
     """Open the data set and join it to the model's inputs. Blocking.
+
+    Args:
+        job_input: what the user wrote.
+        signature: of the model.
+        spool_folder: see `open_data_set`.
 
     Raises:
         InvalidSpecError: blaming a field under ``spec.input``.
     """
     if bool(job_input.columns) == (job_input.tokenizer is not None):
         raise InvalidSpecError(Refusal.INVALID_BINDING, "state either columns or a tokenizer", field="spec.input")
-    data_set = open_data_set(job_input)
+    data_set = open_data_set(job_input, types=_column_types(job_input, signature), spool_folder=spool_folder)
     try:
         if data_set.items == 0:
-            raise InvalidSpecError(Refusal.EMPTY_DATA_SET, f"{job_input.uri} has no items", field="spec.input.uri")
+            raise InvalidSpecError(Refusal.EMPTY_DATA_SET, f"{job_input.text} has no items", field="spec.input.uri")
         key = key_column(data_set, job_input.key) if job_input.key else None
         feeds: Sequence[Feed]
         if job_input.tokenizer is not None:
@@ -160,12 +179,30 @@ def open_encoder(job_input: InputRef, signature: ModelSignature) -> Encoder:
         encoder = Encoder(data_set, feeds, bindings, key)
         _find_good_row(encoder)
         return encoder
+    except InputChangedError:
+        # Looking at it again will find it as it is by then.
+        data_set.close()
+        raise
     except StoreError as error:
         data_set.close()
         raise InvalidSpecError(Refusal.UNREADABLE, str(error), field="spec.input.uri") from error
     except BaseException:
         data_set.close()
         raise
+
+
+def _column_types(job_input: InputRef, signature: ModelSignature) -> dict[str, str]:
+    """What cells without a type of their own are read as: the widest type of the kind that the model wants."""
+    wanted = {spec.name: np.dtype(spec.dtype) for spec in signature.inputs}
+    types: dict[str, str] = {}
+    for binding in job_input.columns:
+        dtype = wanted.get(binding.input)
+        if dtype is None or binding.decode is not None:
+            continue
+        name = {"f": "float64", "b": "bool"}.get(dtype.kind) or ("uint64" if dtype == np.uint64 else "int64")
+        if types.setdefault(binding.column, name) != name:
+            types[binding.column] = "float64"  # feeds two inputs of different kinds
+    return types
 
 
 def _find_good_row(encoder: Encoder) -> None:

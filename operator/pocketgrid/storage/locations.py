@@ -1,11 +1,12 @@
 """Where bytes are: paths and URIs, and files that are read in ranges.
 
 Responsible for telling local paths from everything else, for opening either as a `Source`, and for saying clearly
-why that failed. Knows nothing of what the bytes mean.
+why that failed. Knows nothing of what the bytes mean. Remote places are in `storage.places`, imported only when such
+a URI is met.
 
 Local files are read with `pread` and never mapped into memory: a user who truncates a mapped file would kill the
 whole process with SIGBUS, while a short read is an error of one job. It costs nothing, since what is read travels
-as `bytes` anyway. Other schemes go through fsspec with ranged reads, imported only when such a URI is met.
+as `bytes` anyway.
 """
 
 from __future__ import annotations
@@ -14,20 +15,16 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from pocketgrid.errors import InvalidSpecError, StoreError
+from pocketgrid.errors import InputChangedError, InvalidSpecError, StoreError
 from pocketgrid.storage.reasons import Refusal
 
 BLOCK_BYTES = 4 << 20
 """Size of sequential reads: large enough to amortise a request, small enough to stay in the processor's cache."""
-
-_STABLE_FACTS = ("size", "etag", "mtime", "lastmodified", "modified", "created", "md5", "md5hash", "crc32c",
-                 "checksum", "generation", "versionid")  # fmt: skip
-"""Facts by which file systems of fsspec tell one content from another; others, such as access times, are volatile."""
 
 
 class Source(Protocol):
@@ -47,7 +44,8 @@ class Source(Protocol):
         """Exactly `length` bytes from `offset`; thread-safe.
 
         Raises:
-            StoreError: the bytes cannot be had, or the file changed after it was opened.
+            InputChangedError: the file changed after it was opened.
+            StoreError: the bytes cannot be had just now.
         """
         ...
 
@@ -106,7 +104,9 @@ def open_source(uri: str, *, field: str) -> Source:
     """
     path = local_path(uri, field=field)
     if path is None:
-        return _open_remote(uri, field)
+        from pocketgrid.storage.places import open_place
+
+        return open_place(uri, field=field)
     try:
         return LocalSource(path)
     except FileNotFoundError as error:
@@ -126,14 +126,19 @@ def blocks(source: Source, start: int = 0, stop: int | None = None) -> Iterator[
 class LocalSource:
     """A regular file of this machine. A file replaced by renaming another over it is still read as it was.
 
+    Args:
+        path: of the file.
+        keep_open: keep its descriptor; otherwise it is opened for every read, as a process may not have thousands of
+            files open, and a file that was replaced counts as changed.
+
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path, *, keep_open: bool = True) -> None:
         self.name = str(path)
-        # Not waiting for the other end of a named pipe, which is refused right below.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._keep_open = keep_open
+        self._descriptor = self._open()
         facts = os.fstat(self._descriptor)
         if not stat.S_ISREG(facts.st_mode):
             self.close()
@@ -141,24 +146,29 @@ class LocalSource:
             raise OSError(0, f"it is {kind}")
         self.size = facts.st_size
         self._modified_ns = facts.st_mtime_ns
-        self.fingerprint = _fingerprint({"size": self.size, "mtime": self._modified_ns})
+        self.fingerprint = fingerprint_of({"size": self.size, "mtime": self._modified_ns})
+        if not keep_open:
+            self.close()
 
     def read_at(self, offset: int, length: int) -> bytes:
         """See `Source.read_at`."""
         try:
-            facts = os.fstat(self._descriptor)
-            data = os.pread(self._descriptor, length, offset)
-            while 0 < len(data) < length:  # a signal, or the kernel's limit of 2 GiB per call
-                more = os.pread(self._descriptor, length - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
+            descriptor = self._descriptor if self._keep_open else self._open()
+            try:
+                facts = os.fstat(descriptor)
+                data = os.pread(descriptor, length, offset)
+                while 0 < len(data) < length:  # a signal, or the kernel's limit of 2 GiB per call
+                    more = os.pread(descriptor, length - len(data), offset + len(data))
+                    if not more:
+                        break
+                    data += more
+            finally:
+                if not self._keep_open:
+                    os.close(descriptor)
         except OSError as error:
             raise StoreError(f"cannot read {self.name}: {error.strerror}") from error
         if facts.st_size != self.size or facts.st_mtime_ns != self._modified_ns or len(data) != length:
-            raise StoreError(
-                f"{self.name} changed while a job reads it; restore it, or delete the job and create it again"
-            )
+            raise InputChangedError(what_changed(self.name, self.size, facts))
         return data
 
     def close(self) -> None:
@@ -167,35 +177,27 @@ class LocalSource:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def _open(self) -> int:
+        # Not waiting for the other end of a named pipe, which is refused right below.
+        return os.open(self.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             self.close()
 
 
-class RemoteSource:
-    """A file that fsspec opens."""
+def what_changed(name: str, size: int, now: os.stat_result) -> str:
+    """Why a local file that had `size` bytes is not what it was."""
+    what = f"its size went from {size} to {now.st_size} bytes" if now.st_size != size else "it was written to"
+    return change_message(name, what)
 
-    def __init__(self, name: str, filesystem: Any, path: str, facts: dict[str, Any]) -> None:
-        self.name = name
-        self.size = int(facts["size"])
-        self.fingerprint = _fingerprint(facts)
-        self._filesystem = filesystem
-        self._path = path
 
-    def read_at(self, offset: int, length: int) -> bytes:
-        """See `Source.read_at`."""
-        if length == 0:
-            return b""
-        try:
-            data = bytes(self._filesystem.cat_file(self._path, start=offset, end=offset + length))
-        except Exception as error:  # each file system has errors of its own, often not even OSError
-            raise StoreError(f"cannot read {self.name}: {error}") from error
-        if len(data) != length:
-            raise StoreError(f"{self.name} gave {len(data)} of {length} bytes at {offset}; did it change?")
-        return data
-
-    def close(self) -> None:
-        """See `Source.close`; connections belong to fsspec's own cache."""
+def change_message(name: str, what: str) -> str:
+    """Why a job whose input changed cannot go on, and what to do."""
+    return (
+        f"{name} changed while a job reads it: {what}; results of both contents must not meet in one output, so create "
+        "the job again, with an output folder of its own"
+    )
 
 
 class SourceFile(io.RawIOBase):
@@ -231,39 +233,7 @@ class SourceFile(io.RawIOBase):
         return length
 
 
-def _open_remote(uri: str, field: str) -> Source:
-    import fsspec
-
-    name = display(uri)
-    try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
-    except (ImportError, ValueError) as error:
-        raise InvalidSpecError(
-            Refusal.UNSUPPORTED_SCHEME, f"nothing installed here opens {name}: {error}", field=field
-        ) from error
-    except Exception as error:  # a file system may log in while it is made, and fail in its own way
-        raise InvalidSpecError(Refusal.UNREADABLE, f"cannot reach {name}: {error}", field=field) from error
-    try:
-        facts = filesystem.info(path)
-    except FileNotFoundError as error:
-        raise InvalidSpecError(Refusal.NOT_FOUND, f"there is no file {name}", field=field) from error
-    except Exception as error:  # see above
-        raise InvalidSpecError(Refusal.UNREADABLE, f"cannot read {name}: {error}", field=field) from error
-    if facts.get("type") == "directory":
-        raise InvalidSpecError(Refusal.UNREADABLE, f"cannot read {name}: it is a folder", field=field)
-    if facts.get("size") is None:
-        raise InvalidSpecError(
-            Refusal.UNREADABLE,
-            f"cannot read {name} in ranges: the server does not say how large it is",
-            field=field,
-        )
-    return RemoteSource(name, filesystem, path, facts)
-
-
-def _fingerprint(facts: dict[str, Any]) -> str:
-    known = {}
-    for key, value in facts.items():
-        folded = key.lower().replace("_", "").replace("-", "")
-        if folded in _STABLE_FACTS:
-            known[folded] = str(value)
-    return hashlib.blake2b(repr(sorted(known.items())).encode(), digest_size=16).hexdigest()
+def fingerprint_of(facts: Mapping[str, object]) -> str:
+    """One word for facts that tell one content from another."""
+    known = sorted((key, str(value)) for key, value in facts.items())
+    return hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()

@@ -21,6 +21,7 @@ from pocketgrid.model.job import ModelRef
 from pocketgrid.model.tensors import ModelSignature
 from pocketgrid.storage.locations import Source, blocks, display, local_path, open_source
 from pocketgrid.storage.onnxgraph import inspect_model
+from pocketgrid.storage.places import Spool, open_place
 from pocketgrid.storage.reasons import Refusal
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -48,10 +49,14 @@ class ModelStore:
 
     Args:
         root: made when the first model must be copied.
+
+    Attributes:
+        scratch: folder beside it for what jobs need only while they run; made by whoever needs it.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self.scratch = root.with_name("scratch")
 
     def ensure(self, ref: ModelRef) -> StoredModel:
         """Have the model of `ref` and know it. Blocking: reads, and perhaps fetches, the whole file.
@@ -82,7 +87,7 @@ class ModelStore:
         final = self._root / f"{wanted}.onnx"
         if final.exists() and _digest_of(final)[0] == wanted:
             return final
-        remote = open_source(uri, field="spec.model.uri")
+        remote = open_place(uri, field="spec.model.uri", spool=Spool(self.scratch))
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             descriptor, partial = tempfile.mkstemp(prefix=".partial-", dir=self._root)

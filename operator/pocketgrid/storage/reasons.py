@@ -42,6 +42,11 @@ class Refusal:
     EMPTY_DATA_SET: Final = "EmptyDataSet"
     NO_USABLE_ROW: Final = "NoUsableRow"
     """Every one of the first rows would fail."""
+    TOO_MANY_FILES: Final = "TooManyFiles"
+    DUPLICATE_FILE: Final = "DuplicateFile"
+    """A file is named twice, such as by overlapping globs."""
+    SCHEMA_DIFFERS: Final = "SchemaDiffers"
+    """A column that is needed is not the same in all files."""
 
     # How the two meet
     UNKNOWN_COLUMN: Final = "UnknownColumn"

@@ -13,6 +13,8 @@ from pocketgrid.api.validation import validate
 from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.job import (
     ColumnBinding,
+    Compression,
+    CsvOptions,
     InputFormat,
     InputRef,
     JobSpec,
@@ -137,6 +139,16 @@ def test_the_object_around_the_spec_is_checked_too(changes: dict[str, Any], fiel
     assert caught.value.field == field
 
 
+def test_csv_compression_and_keys_of_files_are_read() -> None:
+    spec = to_job_spec(
+        job({"spec.input.format": "CSV", "spec.input.compression": "Zstd", "spec.input.csv": {"delimiter": ";"}})
+    )
+    assert (spec.input.csv, spec.input.compression) == (CsvOptions(";"), Compression.ZSTD)
+    assert to_job_spec(job({"spec.input.format": "Files", "spec.input.key": GONE})).input.key == "path"
+    assert to_job_spec(job({"spec.input.format": "Files"})).input.key == "id"
+    assert to_job_spec(job({"spec.input.key": GONE})).input.key == ""
+
+
 @given(SPECS)
 def test_what_validates_converts_and_nothing_else(spec: dict[str, Any]) -> None:
     body = {**JOB, "spec": spec}
@@ -178,6 +190,30 @@ def test_relative_places_are_seen_from_the_manifest(written: str, read: str) -> 
     assert spec.input.tokenizer is not None
     assert {spec.model.uri, spec.input.uri, spec.input.tokenizer.uri, spec.output.uri} == {read}
     assert body["spec"]["model"]["uri"] == written
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("data/", "file:///base/data/"),
+        ("file:data/", "file:///base/data/"),
+        ("/abs/", "file:///abs/"),
+        ("parts/*.jsonl", "file:///base/parts/*.jsonl"),
+        ("../my parts/[ab]?.jsonl", "file:///my%20parts/[ab]?.jsonl"),
+        ("file:///abs/**/*.csv", "file:///abs/**/*.csv"),
+        ("s3://bucket/*.csv", "s3://bucket/*.csv"),
+    ],
+)
+def test_folders_and_globs_stay_what_they_are(written: str, read: str) -> None:
+    several = {"spec.input.uri": GONE, "spec.input.uris": [written, "other.jsonl"]}
+    assert to_job_spec(job({"spec.input.uri": written}), base=Path("/base")).input.places == (read,)
+    assert to_job_spec(job(several), base=Path("/base")).input.places == (read, "file:///base/other.jsonl")
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "a*.jsonl").touch()
+    spec = to_job_spec(job({"spec.input.uri": "a*.jsonl"}), base=tmp_path)
+    assert spec.input.uri == f"{tmp_path.as_uri()}/a%2A.jsonl"
 
 
 def test_without_a_folder_relative_places_are_refused() -> None:

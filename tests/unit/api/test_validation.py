@@ -76,7 +76,7 @@ def test_an_unknown_field_is_refused_with_a_hint(path: str, hint: str) -> None:
 
 
 def test_all_violations_are_listed() -> None:
-    spec = job({"spec.mode": "Service", "spec.input.format": "CSV", "spec.sharding.leaseSeconds": 0})["spec"]
+    spec = job({"spec.mode": "Service", "spec.input.format": "ORC", "spec.sharding.leaseSeconds": 0})["spec"]
     assert [v.field for v in validate(spec)] == ["spec.mode", "spec.input.format", "spec.sharding.leaseSeconds"]
 
 

@@ -5,6 +5,7 @@ Whatever happens, the job says so, work stops or goes on as it should, and nothi
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -359,8 +360,6 @@ async def test_a_job_can_end_during_its_admission(tmp_path, make_job, monkeypatc
 
 
 async def test_an_edit_during_admission_is_heeded_at_once(tmp_path, make_job, monkeypatch) -> None:
-    from dataclasses import replace
-
     from pocketgrid.settings import EngineSettings
 
     slow = SlowAdmission(monkeypatch, refuse=True)
@@ -380,8 +379,6 @@ async def test_an_edit_during_admission_is_heeded_at_once(tmp_path, make_job, mo
 
 @pytest.mark.parametrize("per_shard", [pytest.param(10, id="cut by the user"), pytest.param(0, id="cut by the grid")])
 async def test_a_job_suspended_from_its_first_day_says_so_and_can_be_resumed(tmp_path, make_job, per_shard) -> None:
-    from dataclasses import replace
-
     spec = make_job(50, per_shard)
     async with an_engine(tmp_path) as engine:
         device = FakeDevice(engine, "a")
@@ -449,3 +446,72 @@ async def test_results_of_jobs_not_read_yet_never_block_their_start(tmp_path, ma
     assert isinstance(engine.devices, Attendance)
     assert engine.devices._orphan_bytes == 0
     assert not engine.devices._orphans
+
+
+def lines_job(make_job, path: Path, **changes):
+    bound = (ColumnBinding("v", "x"),)
+    return make_job(input=InputRef(path.as_uri(), InputFormat.JSONL, columns=bound, **changes), sharding=Sharding(10))
+
+
+async def test_a_file_that_changes_while_its_job_runs_fails_the_job_and_is_named(tmp_path, make_job) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"v": [1, 2, 3, 4]}\n' * 4000)
+    spec = lines_job(make_job, data)
+    async with an_engine(tmp_path) as engine:
+        device = FakeDevice(engine, "a", items_per_second=40)  # far too slow to have been handed everything
+        device.attach()
+        engine.submit(spec)
+        await until(engine, lambda: view_of(engine, spec).items_done > 0)
+        with data.open("a") as file:
+            file.write('{"v": [5, 6, 7, 8]}\n')
+        view = await job_reaches(engine, spec, Stage.FAILED)
+        assert view.explanation is not None
+        assert view.explanation.reason == "InputChanged"
+        assert str(data) in view.explanation.message
+        assert "size went from 80000 to 80020 bytes" in view.explanation.message
+        assert not device.orders
+        async with asyncio.timeout(10):
+            await engine.remove(spec.uid)
+
+
+async def test_a_change_that_only_the_keys_show_fails_the_job_too(tmp_path, make_job) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"v": [1, 2, 3, 4], "id": "a"}\n' * 40)
+    spec = replace(lines_job(make_job, data, key="id"), sharding=Sharding(10, lease_seconds=60))
+    async with an_engine(tmp_path) as engine:
+        device = FakeDevice(engine, "a", items_per_second=20)
+        device.attach()
+        engine.submit(spec)
+        # All rows are handed out; from here on only keys are read, when the part is written.
+        await until(engine, lambda: sum(shard.items for _, shard in device.queue) + len(device.computed) * 10 >= 40)
+        data.write_text("gone\n")
+        device.items_per_second = 10_000
+        view = await job_reaches(engine, spec, Stage.FAILED)
+        assert view.explanation is not None
+        assert view.explanation.reason == "InputChanged"
+
+
+async def test_a_job_whose_files_are_out_of_reach_for_a_while_goes_on_by_itself(
+    tmp_path, make_job, monkeypatch
+) -> None:
+    monkeypatch.setattr("pocketgrid.engine.feeder.READ_RETRY_S", 0.05)
+    monkeypatch.setattr("pocketgrid.storage.datasets._KEPT_OPEN", 0)
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    for part in range(4):
+        (folder / f"{part}.jsonl").write_text('{"v": [1, 2, 3, 4]}\n' * 100)
+    spec = make_job(
+        input=InputRef(f"{folder.as_uri()}/", InputFormat.JSONL, columns=(ColumnBinding("v", "x"),)),
+        sharding=Sharding(10),
+    )
+    async with an_engine(tmp_path) as engine:
+        engine.submit(spec)
+        await job_reaches(engine, spec, Stage.RUNNING)
+        folder.rename(tmp_path / "unmounted")
+        FakeDevice(engine, "a").attach()
+        view = await job_in_trouble(engine, spec, "InputUnreadable")
+        assert str(folder) in view.trouble.message
+        (tmp_path / "unmounted").rename(folder)
+        view = await job_reaches(engine, spec, Stage.COMPLETE)
+        assert view.items_done == 400
+    assert verify(spec.output.uri) == []

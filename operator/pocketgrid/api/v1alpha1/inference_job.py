@@ -33,7 +33,7 @@ from pocketgrid.api.v1alpha1.meta import (
     Uri,
     condition_path,
 )
-from pocketgrid.model.job import InputFormat, Operation, OutputFormat
+from pocketgrid.model.job import Compression, InputFormat, Operation, OutputFormat
 
 NEW_JOB = "create a new InferenceJob instead"
 
@@ -82,14 +82,57 @@ class Tokenizer(ApiModel):
     """Texts are cut to this many tokens, special tokens included."""
 
 
+class Csv(ApiModel):
+    """How CSV files are written. Cells may be quoted as in RFC 4180."""
+
+    delimiter: Annotated[str, Field(min_length=1, max_length=1, pattern=r"^[\t -!#-~]$")] = ","
+    """The character between cells, of ASCII."""
+
+    columns: Annotated[tuple[Name, ...], Field(max_length=4096), Unique()] = ()
+    """Names of the columns of files without a header row. Absent or empty: the first row of every file has them."""
+
+
+_COMPRESSIBLE = (InputFormat.JSONL, InputFormat.CSV, InputFormat.TEXT)
+
+
 def _one_source(data: DataSet) -> bool:
     return bool(data.columns) != (data.tokenizer is not None)
+
+
+def _one_place(data: DataSet) -> bool:
+    return (data.uri is not None) != bool(data.uris)
+
+
+def _csv_is_csv(data: DataSet) -> bool:
+    return data.csv is None or data.format is InputFormat.CSV
+
+
+def _can_be_compressed(data: DataSet) -> bool:
+    return data.compression is None or data.format in _COMPRESSIBLE
 
 
 class DataSet(ApiModel):
     """The data set to run through the model. It is read lazily and must not change while the job runs."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            reason="UriOrUris",
+            cel="has(self.uri) != (has(self.uris) && size(self.uris) > 0)",
+            message="must have exactly one of uri and uris",
+            holds=_one_place,
+        ),
+        Rule(
+            reason="CsvOptionsWithoutCsv",
+            cel="!has(self.csv) || self.format == 'CSV'",
+            message="may have csv only if its format is CSV",
+            holds=_csv_is_csv,
+        ),
+        Rule(
+            reason="CompressionOfBinaryFormat",
+            cel="!has(self.compression) || self.format in ['JSONL', 'CSV', 'Text']",
+            message="may have compression only if its format is JSONL, CSV or Text",
+            holds=_can_be_compressed,
+        ),
         Rule(
             reason="ColumnsOrTokenizer",
             cel="(has(self.columns) && size(self.columns) > 0) != has(self.tokenizer)",
@@ -98,16 +141,31 @@ class DataSet(ApiModel):
         ),
     )
 
-    uri: Uri
-    """Where the data set is."""
+    uri: Uri | None = None
+    """Where the data set is: a file; or a folder, if it ends in a slash, which means all files in and below it; or a
+    glob with *, ?, [abc] or **. The files of a folder or glob are taken in the order of their names. Exactly one of
+    uri and uris is given."""
+
+    uris: Annotated[tuple[Uri, ...], Field(max_length=256), Unique()] = ()
+    """Several files, folders or globs that together are one data set, in this order. Exactly one of uri and uris is
+    given."""
 
     format: InputFormat
-    """How the file is cut into items. JSONL: one JSON object a line. Parquet: one row. Text: one line, in a column
-    called text. NPY: one entry along the first axis of the array, in a column called data. NPZ: the same, over
-    arrays of equal length, each a column of its own name."""
+    """How the files are cut into items. JSONL: one JSON object a line. Parquet: one row. Text: one line, in a column
+    called text. CSV: one row. NPY: one entry along the first axis of the array, in a column called data. NPZ: the
+    same, over arrays of equal length, each a column of its own name. Files: one file, in the columns path, size and
+    bytes."""
+
+    compression: Compression | None = None
+    """How files of the formats JSONL, CSV and Text are compressed. Absent: as the end of each file's name says (.gz,
+    .bz2, .xz, .zst), and otherwise not. None: they are not, whatever they are called."""
+
+    csv: Csv | None = None
+    """How CSV files are written. Absent: with commas and a header row."""
 
     key: Name | None = None
-    """Column whose value identifies a row in the output. Absent: the row number, counted from 0."""
+    """Column whose value identifies a row in the output. Absent: the row number, counted from 0; for Files, the
+    path."""
 
     columns: Annotated[tuple[ColumnBinding, ...], Field(max_length=64), Unique("input")] = ()
     """Which column feeds which model input; no input twice. Exactly one of columns and tokenizer is given."""

@@ -1,27 +1,27 @@
 """NPY and NPZ: the first axis counts the items. An NPY file has one column, ``data``; an NPZ file one per array.
 
 Items are read straight from where they lie in the file. Members of an NPZ file that are compressed are first
-unpacked into a temporary file without a name, up to `UNPACKED_LIMIT_BYTES` together. Pickled objects are never read.
+unpacked into the data set's spool, up to `UNPACKED_LIMIT_BYTES` of a file. Pickled objects are never read.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import os
 import struct
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from pocketgrid.errors import InvalidSpecError, StoreError
+from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.tensors import DTYPES
-from pocketgrid.storage.datasets.base import OTHER, STRING, ColumnInfo, Rows, Values
-from pocketgrid.storage.locations import BLOCK_BYTES, Source, SourceFile
+from pocketgrid.storage.datasets.base import OTHER, STRING, ColumnInfo, DataSet, Rows, Values
+from pocketgrid.storage.locations import Source, SourceFile
+from pocketgrid.storage.places import Spool
 from pocketgrid.storage.reasons import Refusal
 
 ARRAY_COLUMN = "data"
@@ -44,19 +44,21 @@ def open_npy(source: Source) -> ArrayItems:
     return ArrayItems(f"NPY:{source.fingerprint}", (array,), (source,))
 
 
-def open_npz(source: Source) -> ArrayItems:
+def open_npz(source: Source, spool: Spool) -> ArrayItems:
     """Open the arrays of an archive; scalars are left out.
 
     Raises:
         InvalidSpecError: not NPZ, no arrays, arrays of different lengths, or too large to unpack.
+        StoreError: there is no room for what must be unpacked.
     """
-    unpacked = _UnpackedSource(source.name)
+    unpacked: list[Source] = []
     try:
-        arrays = _open_members(source, unpacked)
+        arrays = _open_members(source, spool, unpacked)
     except BaseException:
-        unpacked.close()
+        for copy in unpacked:
+            copy.close()
         raise
-    return ArrayItems(f"NPZ:{source.fingerprint}", arrays, (source, unpacked))
+    return ArrayItems(f"NPZ:{source.fingerprint}", arrays, (source, *unpacked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class _Array:
         return array.astype(self.dtype.newbyteorder("<"), copy=False)
 
 
-class ArrayItems:
+class ArrayItems(DataSet):
     """See `datasets.base.DataSet`."""
 
     def __init__(self, fingerprint: str, arrays: tuple[_Array, ...], sources: tuple[Source, ...]) -> None:
@@ -110,51 +112,12 @@ class ArrayItems:
             source.close()
 
 
-class _UnpackedSource:
-    """A temporary file without a name: it vanishes with the process, however that ends."""
-
-    def __init__(self, name: str) -> None:
-        self.name = f"the unpacked copy of {name}"
-        self.size = 0
-        self.fingerprint = ""
-        self._file: BinaryIO | None = None
-
-    def append(self, stream: Any, length: int) -> int:
-        """Copy `length` bytes of `stream`; where they begin."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="pocketgrid-")  # noqa: SIM115  closed in `close`
-        begin, self.size = self.size, self.size + length
-        try:
-            while length and (data := stream.read(min(length, BLOCK_BYTES))):
-                self._file.write(data)
-                length -= len(data)
-            self._file.flush()
-        except OSError as error:
-            raise StoreError(f"cannot write {self.name}: {error.strerror}") from error
-        if length:
-            raise EOFError("a member of the archive ends early")
-        return begin
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """See `Source.read_at`."""
-        assert self._file is not None, "nothing was unpacked"
-        data = os.pread(self._file.fileno(), length, offset)
-        if len(data) != length:
-            raise StoreError(f"{self.name} is damaged")
-        return data
-
-    def close(self) -> None:
-        """Let the file vanish."""
-        if self._file is not None:
-            self._file.close()
-
-
-def _open_members(source: Source, unpacked: _UnpackedSource) -> tuple[_Array, ...]:
+def _open_members(source: Source, spool: Spool, unpacked: list[Source]) -> tuple[_Array, ...]:
     try:
         with zipfile.ZipFile(io.BufferedReader(SourceFile(source))) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-            arrays = [_open_member(archive, member, source, unpacked) for member in members]
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+            arrays = [_open_member(archive, member, source, spool, unpacked) for member in members]
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
         raise _wrong_format(source, str(error)) from error
     arrays = [array for array in arrays if array.shape]
     lengths = {array.name: array.shape[0] for array in arrays}
@@ -166,14 +129,14 @@ def _open_members(source: Source, unpacked: _UnpackedSource) -> tuple[_Array, ..
 
 
 def _open_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Source, unpacked: _UnpackedSource
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Source, spool: Spool, unpacked: list[Source]
 ) -> _Array:
     name = member.filename.removesuffix(".npy")
     if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
         header = source.read_at(member.header_offset, _LOCAL_FILE_HEADER_BYTES)
         begin = member.header_offset + len(header) + sum(_NAME_AND_EXTRA_LENGTH.unpack_from(header, 26))
         return _read_header(name, source, begin, begin + member.file_size)
-    if unpacked.size + member.file_size > UNPACKED_LIMIT_BYTES:
+    if sum(copy.size for copy in unpacked) + member.file_size > UNPACKED_LIMIT_BYTES:
         raise InvalidSpecError(
             Refusal.WRONG_FORMAT,
             f"{source.name} is compressed and unpacks to more than {UNPACKED_LIMIT_BYTES >> 30} GiB; save it with "
@@ -181,8 +144,11 @@ def _open_member(
             field="spec.input.format",
         )
     with archive.open(member) as stream:
-        begin = unpacked.append(stream, member.file_size)
-    return _read_header(name, unpacked, begin, begin + member.file_size)
+        copy = spool.copy(stream, source.name)
+    unpacked.append(copy)
+    if copy.size != member.file_size:
+        raise EOFError(f"member {member.filename!r} of the archive ends early")
+    return _read_header(name, copy, 0, copy.size)
 
 
 def _read_header(name: str, source: Source, begin: int, end: int) -> _Array:

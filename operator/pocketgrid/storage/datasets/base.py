@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal, Protocol
@@ -28,6 +28,10 @@ ABSENT: Final[Literal[Absence.ABSENT]] = Absence.ABSENT
 Values = npt.NDArray[Any] | list[Any]
 """A column over a range of rows: a little-endian array of shape (rows, ...) where all rows are alike, otherwise one
 Python object per row: None for null, `ABSENT` for a missing column, anything for a row that failed as a whole."""
+
+
+BITE_BYTES = 64 << 20
+"""What one reading of a shard should not exceed: a shard is small on the wire, but its texts or images may not be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +74,19 @@ class Rows:
 
 
 class DataSet(Protocol):
-    """Items numbered from 0.
+    """Items numbered from 0. Implementations derive from it.
 
     Attributes:
         items: how many there are.
         columns: in the order of the file.
+        columns_note: for messages, where the columns were looked for; empty if everywhere.
         fingerprint: changes when the content may have changed; stable otherwise, over restarts too.
     """
 
     items: int
     columns: tuple[ColumnInfo, ...]
     fingerprint: str
+    columns_note: str = ""
 
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Rows:
         """Items [start, stop) of existing `columns`. Blocking and thread-safe; the same rows on every call.
@@ -89,6 +95,10 @@ class DataSet(Protocol):
             StoreError: the file is gone, broken or has changed since it was opened.
         """
         ...
+
+    def bites(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Cut [start, stop) where one `read` of all of it might take too much memory; see `BITE_BYTES`."""
+        yield start, stop
 
     def close(self) -> None:
         """Give back what is held. No read may be under way."""

@@ -3,7 +3,8 @@
 Lines are numbered as an editor numbers them, from 0: a blank line amid the file is an item that fails (EmptyLine),
 so that the numbers of the lines after it stay what people see; blank lines at the end of the file are no items.
 
-Columns are those of the first lines (up to 256 lines or 4 MB). What a line means is what Python's `json` reads,
+Columns are those of the first lines (up to 256 lines or 4 MB); one that is needed and not there is looked for further
+on (up to line 1,024). What a line means is what Python's `json` reads,
 NaN and Infinity included. Arrow's parser is several times faster and does not hold the interpreter lock, but is
 laxer here and stricter there, and stops at the first bad line. So it is asked first, and believed only where both
 agree; see `_read_fast`. The outcome for a row therefore does not depend on the rows it is read with. (One exception
@@ -14,19 +15,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.job import ItemFailure
-from pocketgrid.storage.datasets.base import ABSENT, OTHER, STRING, ColumnInfo, Rows, Values
+from pocketgrid.storage.datasets.base import ABSENT, BITE_BYTES, OTHER, STRING, ColumnInfo, DataSet, Rows, Values
 from pocketgrid.storage.datasets.lines import LineBlock, LineFile
 from pocketgrid.storage.locations import Source
 from pocketgrid.storage.reasons import ItemReason, Refusal
 
 _SAMPLE_LINES = 256
+_SEARCHED_LINES = 1024
+"""As many as are looked at for a good row; see `storage.binding`."""
 _SAMPLE_BYTES = 4 << 20
 _SMALLEST_ARROW_BLOCK = 8 << 10
 """Below it, Python's parser is done before Arrow has begun."""
@@ -50,18 +53,22 @@ _NUMBERS: dict[frozenset[type], str] = {
 }
 
 
-class JsonLines:
+class JsonLines(DataSet):
     """See `datasets.base.DataSet`.
+
+    Args:
+        source: closed with this data set.
+        needed: columns that somebody will ask for.
 
     Raises:
         InvalidSpecError: none of the first lines is a JSON object.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, needed: frozenset[str] = frozenset()) -> None:
         self._source = source
         self._file = LineFile(source, skip_blank_end=True)
         self.items = self._file.lines
-        self.columns = self._infer_columns()
+        self.columns = self._infer_columns(needed)
         self.fingerprint = f"JSONL:{source.fingerprint}"
         self._infos = {column.name: column for column in self.columns}
 
@@ -74,24 +81,25 @@ class JsonLines:
             values, failures = _read_faithfully(block, columns, start)
         return Rows(start, stop - start, values, tuple(failures))
 
+    def bites(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """See `DataSet.bites`."""
+        return self._file.bites(start, stop, BITE_BYTES)
+
     def close(self) -> None:
         """See `DataSet.close`."""
         self._source.close()
 
-    def _infer_columns(self) -> tuple[ColumnInfo, ...]:
-        count = min(_SAMPLE_LINES, self.items)
-        while count > 1 and self._file.span_bytes(0, count) > _SAMPLE_BYTES:
-            count //= 2
-        block = self._file.read(0, count)
-        samples: dict[str, list[Any]] = {}
-        first_problem = ""
-        for row in range(count):
-            parsed = _parse(block.line(row))
-            if isinstance(parsed, dict):
-                for name, value in parsed.items():
-                    samples.setdefault(name, []).append(value)
-            else:
-                first_problem = first_problem or parsed[1]
+    def _infer_columns(self, needed: frozenset[str]) -> tuple[ColumnInfo, ...]:
+        count = self._affordable(min(_SAMPLE_LINES, self.items))
+        samples, first_problem = self._sample(0, count)
+        searched = self._affordable(min(_SEARCHED_LINES, self.items))
+        if needed - samples.keys() and searched > count:
+            later, _ = self._sample(count, searched)
+            for name in sorted(needed - samples.keys()):
+                if name in later:
+                    samples[name] = later[name]
+        if searched < self.items:
+            self.columns_note = f" in the first {searched:,} lines of {self._source.name}"
         if count and not samples:
             raise InvalidSpecError(
                 Refusal.WRONG_FORMAT,
@@ -100,6 +108,25 @@ class JsonLines:
                 field="spec.input.format",
             )
         return tuple(_infer(name, values) for name, values in samples.items())
+
+    def _affordable(self, count: int) -> int:
+        while count > 1 and self._file.span_bytes(0, count) > _SAMPLE_BYTES:
+            count //= 2
+        return count
+
+    def _sample(self, start: int, stop: int) -> tuple[dict[str, list[Any]], str]:
+        """Values by column, and what is wrong with the first bad line."""
+        block = self._file.read(start, stop)
+        samples: dict[str, list[Any]] = {}
+        first_problem = ""
+        for row in range(len(block)):
+            parsed = _parse(block.line(row))
+            if isinstance(parsed, dict):
+                for name, value in parsed.items():
+                    samples.setdefault(name, []).append(value)
+            else:
+                first_problem = first_problem or parsed[1]
+        return samples, first_problem
 
     def _read_fast(self, block: LineBlock, columns: Sequence[str]) -> dict[str, Values] | None:
         """What Arrow reads, or None unless Python's parser would certainly read the same.

@@ -7,6 +7,7 @@ a UTF-8 byte order mark at the start is skipped.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,19 @@ class LineFile:
         """How many bytes reading lines [start, stop) reads."""
         first, last = self._span(start, stop)
         return last - first
+
+    def bites(self, start: int, stop: int, limit: int) -> Iterator[tuple[int, int]]:
+        """Cut [start, stop) into runs that are read as at most `limit` bytes each, if a stride is not larger alone."""
+        begin = start
+        while begin < stop:
+            end = stop
+            if self.span_bytes(begin, stop) > limit:
+                room = int(np.searchsorted(self._marks, self._marks[begin // STRIDE] + limit, "right")) - 1
+                end = min(stop, max(room, begin // STRIDE + 1) * STRIDE)
+            yield begin, end
+            begin = end
+        if start == stop:
+            yield start, stop
 
     def read(self, start: int, stop: int) -> LineBlock:
         """Lines [start, stop), all of which must exist.

@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 
 from pocketgrid.errors import InvalidSpecError, StoreError
 from pocketgrid.storage.datasets.arrow_values import describe, is_text, values_of
-from pocketgrid.storage.datasets.base import OTHER, ColumnInfo, Rows, Values
+from pocketgrid.storage.datasets.base import OTHER, ColumnInfo, DataSet, Rows, Values
 from pocketgrid.storage.locations import Source, SourceFile
 from pocketgrid.storage.reasons import Refusal
 
-CACHE_BYTES = 256 << 20
+CACHE_BYTES = 64 << 20
 
 
-class ParquetTable:
+class ParquetTable(DataSet):
     """See `datasets.base.DataSet`.
 
     Raises:

@@ -5,10 +5,10 @@ Lines are UTF-8; one that is not fails by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pocketgrid.model.job import ItemFailure
-from pocketgrid.storage.datasets.base import STRING, ColumnInfo, Rows
+from pocketgrid.storage.datasets.base import BITE_BYTES, STRING, ColumnInfo, DataSet, Rows
 from pocketgrid.storage.datasets.lines import LineFile
 from pocketgrid.storage.locations import Source
 from pocketgrid.storage.reasons import ItemReason
@@ -16,7 +16,7 @@ from pocketgrid.storage.reasons import ItemReason
 TEXT_COLUMN = "text"
 
 
-class TextLines:
+class TextLines(DataSet):
     """See `datasets.base.DataSet`."""
 
     def __init__(self, source: Source) -> None:
@@ -39,6 +39,10 @@ class TextLines:
                 failures.append(ItemFailure(row, ItemReason.INVALID_TEXT, message))
                 values.append("")
         return Rows(start, stop - start, dict.fromkeys(columns, values), tuple(failures))
+
+    def bites(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """See `DataSet.bites`."""
+        return self._file.bites(start, stop, BITE_BYTES)
 
     def close(self) -> None:
         """See `DataSet.close`."""

@@ -366,7 +366,7 @@ class ResultStore:
             name=spec.key,
             model=spec.model.sha256,
             model_uri=spec.model.uri,
-            input=spec.input.uri,
+            input=spec.input.text,
             input_fingerprint=self._job.fingerprint,
             format=spec.output.format.value,
             key=key.name,
