@@ -11,9 +11,10 @@ import hashlib
 import os
 import random
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class Killed(BaseException):
     """The process is gone; nothing of it runs any more."""
 
 
-SYSTEM_CALLS = ("pwritev", "fsync", "fdatasync", "replace", "unlink", "ftruncate", "mkdir", "listdir")
+SYSTEM_CALLS = ("pwritev", "fsync", "fdatasync", "replace", "unlink", "ftruncate", "mkdir", "listdir", "posix_fadvise")
+SYNCS = ("fsync", "fdatasync")
 
 
 class Disk:
@@ -62,15 +64,19 @@ class Disk:
 
     def __init__(self) -> None:
         self.durable: dict[str, int] = {}
+        self.unwritten: dict[int, list[tuple[int, int]]] = {}
+        self.only: tuple[str, ...] = SYSTEM_CALLS
         self.left: int | None = None
         self.act: Callable[[], None] | None = None
         self.dead = False
         self.rng = random.Random(0)
 
     @contextmanager
-    def trouble(self, after: int | None, act: Callable[[], None] | None) -> Iterator[None]:
-        """Do `act` before the `after`-th system call from now on."""
-        self.left, self.act, self.dead = after, act, False
+    def trouble(
+        self, after: int | None, act: Callable[[], None] | None, only: tuple[str, ...] = SYSTEM_CALLS
+    ) -> Iterator[None]:
+        """Do `act` before the `after`-th system call from now on, counting those in `only`."""
+        self.left, self.act, self.dead, self.only = after, act, False, only
         try:
             yield
         finally:
@@ -79,7 +85,7 @@ class Disk:
     def step(self, name: str, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.dead:
             raise Killed
-        if self.left is not None:
+        if self.left is not None and name in self.only:
             self.left -= 1
             if self.left < 0:
                 act, self.left = self.act, None
@@ -87,18 +93,48 @@ class Disk:
                     data = b"".join(bytes(b) for b in args[1])
                     REAL["pwritev"](args[0], [data[: self.rng.randint(0, len(data))]], args[2])
                 assert act is not None
-                act()
-        if name in ("fsync", "fdatasync"):  # what it promises is kept here; the real one would only cost time
+                try:
+                    act()
+                except OSError:
+                    if name in SYNCS:
+                        self.forget_pages(args[0])
+                    raise
+        if name in SYNCS:  # what it promises is kept here; the real one would only cost time
             self.durable[str(Path(f"/proc/self/fd/{args[0]}").readlink())] = os.fstat(args[0]).st_size
             return None
+        if name == "posix_fadvise":
+            self.drop_pages(Path(f"/proc/self/fd/{args[0]}").readlink())
+        if name in ("unlink", "replace"):
+            with suppress(FileNotFoundError):
+                self.unwritten.pop(Path(args[-1]).stat().st_ino, None)
         return real(*args, **kwargs)
+
+    def forget_pages(self, descriptor: int) -> None:
+        """What Linux does when an fsync fails: dirty pages become clean without having reached the disk."""
+        facts = os.fstat(descriptor)
+        if stat.S_ISREG(facts.st_mode):
+            written = self.durable.get(str(Path(f"/proc/self/fd/{descriptor}").readlink()), 0)
+            self.unwritten.setdefault(facts.st_ino, []).append((min(written, facts.st_size), facts.st_size))
+
+    def drop_pages(self, path: Path) -> None:
+        """Show what the disk has in place of what the cache has."""
+        ranges = self.unwritten.pop(path.stat().st_ino, [])
+        if ranges:
+            data = bytearray(path.read_bytes())
+            for start, stop in ranges:
+                data[start:stop] = bytes(max(0, min(stop, len(data)) - start))
+            with path.open("r+b") as file:  # the same file, for whoever has it open
+                file.write(data)
 
     def kill(self) -> None:
         self.dead = True
         raise Killed
 
     def lose_power(self, folder: Path) -> None:
-        """Cut log and staging anywhere behind the last fsync, and leave rubbish there."""
+        """Cut log and staging anywhere behind the last fsync, leave rubbish there, and show what the disk has."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.drop_pages(path)
         for path in sorted([*folder.glob("_pocketgrid/log/*"), *folder.glob("_pocketgrid/staging/*")]):
             size = path.stat().st_size
             kept = self.rng.randint(min(self.durable.get(str(path), 0), size), size)
@@ -138,7 +174,7 @@ class WriterUnderFire(RuleBasedStateMachine):
         self.known: set[int] = set()
         self.attempt = 0
         self.checked: dict[str, str] = {}
-        DISK.durable, DISK.rng = {}, random.Random(0)
+        DISK.durable, DISK.unwritten, DISK.rng = {}, {}, random.Random(0)
         self.open(take_over=False)
 
     # ---- what the test does to the store ----
@@ -267,6 +303,40 @@ class WriterUnderFire(RuleBasedStateMachine):
                 raise
         again = self.batch(shards)
         self.record(again, self.attempt_commit(self.store, again))
+
+    @precondition(lambda self: self.store is not None)
+    @rule(
+        moment=st.integers(0, 6), shards=shard_lists, what=st.sampled_from(["commit", "seal", "finish", "open"]),
+        then=st.sampled_from(["go on", "die", "lose power"]),
+    )  # fmt: skip
+    def fail_to_sync(self, moment: int, shards: list[int], what: str, then: str) -> None:
+        """The disk fails an fsync, and the next one on the same file succeeds without having written anything."""
+
+        def fail() -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        made = self.batch(shards)
+        try:
+            with DISK.trouble(moment, fail, SYNCS):
+                if what == "open":
+                    self.store.close()
+                    self.store = None
+                    self.open(take_over=False)
+                else:
+                    self.do(what, self.store, made)
+        except StoreError as error:
+            expected = "check the disk" in str(error) or "cannot be finished" in str(error)
+            if isinstance(error, StaleEpochError) or not expected:
+                raise
+        if then == "go on" and self.store is not None:
+            again = self.batch(shards)
+            self.record(again, self.attempt_commit(self.store, again))
+            return
+        if self.store is not None:
+            self.drop()
+        if then == "lose power":
+            DISK.lose_power(self.output)
+        self.open(take_over=False)
 
     @precondition(lambda self: self.store is not None)
     @rule()
@@ -403,6 +473,33 @@ WriterUnderFire.TestCase.settings = settings(
     max_examples=80, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestWriterUnderFire = WriterUnderFire.TestCase
+
+
+@pytest.mark.parametrize("failing", range(4))
+def test_what_only_the_cache_has_is_never_believed(tmp_path: Path, failing: int) -> None:
+    """An fsync fails, the writer is killed before it can seal anything off, and the next one finds it all in the cache.
+
+    What that one believes must be there after a power cut, although its own fsync of the file has succeeded.
+    """
+    DISK.durable, DISK.unwritten, DISK.rng = {}, {}, random.Random(0)
+    store = ResultStore.open(a_job(tmp_path / "out", ITEMS), no_keys, limits=LIMITS)
+    store.plan(PER_SHARD)
+    assert store.commit([a_content(0, 0)[0]]).new == (0,)
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with suppress(StoreError), DISK.trouble(failing, fail, SYNCS):
+        store.commit([a_content(1, 1)[0]])
+    store._lock.release()  # kill -9
+    second = ResultStore.open(a_job(tmp_path / "out", ITEMS), no_keys, limits=LIMITS)
+    believed = set(second.recovered.committed)
+    assert 0 in believed
+    second._lock.release()
+    DISK.lose_power(tmp_path / "out")
+    third = ResultStore.open(a_job(tmp_path / "out", ITEMS), no_keys, limits=LIMITS)
+    assert set(third.recovered.committed) >= believed
+    third.close()
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
