@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +108,43 @@ async def test_everything_works_with_the_least_rights(world: World, humble_kubec
         assert any(e["reason"] == "Complete" and e["metadata"]["namespace"] == world.namespace for e in events)
         with pytest.raises(AssertionError, match="not found"):
             await eventually(lambda: world.get(JOBS, "job"), lambda _: False, within=8)
+
+
+async def test_rights_taken_away_for_a_while_stop_no_job(
+    world: World, humble_kubeconfig: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    binding = f"operator-{world.mark}"
+    async with world.operator(kubeconfig=humble_kubeconfig) as operator:
+        caplog.set_level(logging.INFO, "pocketgrid")
+        phone = operator.device(items_per_second=300.0)
+        phone.attach()
+        job = world.job("long", items=30_000)
+        await world.kubectl("create", "--validate=false", "--filename=-", stdin=job)
+        await world.job_with("long", Progressing="True/Working")
+        bound = await world.kubectl("get", "clusterrolebinding", binding, "--output=json")
+        (view,) = operator.engine.job_views().values()
+
+        def said() -> list[str]:
+            return [r.getMessage() for r in caplog.records if r.name.startswith("pocketgrid")]
+
+        told = ("cannot patch resource", "cannot list resource")
+        await world.kubectl("delete", "clusterrolebinding", binding)
+        try:
+            # Each watch ends some time, and is then refused as well.
+            await eventually(
+                lambda: asyncio.sleep(0, said()), lambda lines: all(any(t in line for line in lines) for t in told), 40
+            )
+        finally:
+            body = json.loads(bound)
+            del body["metadata"]["uid"], body["metadata"]["resourceVersion"]
+            await world.kubectl("create", "--filename=-", stdin=body)
+        for line in (line for line in said() if any(part in line for part in told)):
+            assert "grant the operator's account this right" in line
+            assert 'API group "pocketgrid.dev"' in line or 'resource "nodes' in line
+        now = operator.engine.job_view(view.uid)
+        assert now is not None
+        assert now.items_done > view.items_done
+        await eventually(lambda: world.get(JOBS, "long"), lambda b: b["status"]["items"]["done"] >= now.items_done, 30)
+        await world.kubectl("create", "--validate=false", "--filename=-", stdin=world.job("new", priority=5))
+        await world.job_with("new", Complete="True", within=20)
+        assert not operator.task.done()

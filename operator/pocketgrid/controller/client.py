@@ -155,6 +155,21 @@ class Cluster:
                 return found, metadata["resourceVersion"]
             query["continue"] = metadata["continue"]
 
+    async def require(self, *endpoints: Endpoint) -> None:
+        """Make sure that the API server serves these kinds, to us.
+
+        Raises:
+            NotFoundError: it does not, or not yet.
+            ForbiddenError: not to us.
+        """
+        for prefix in {endpoint.prefix for endpoint in endpoints}:
+            served = {found["name"] for found in (await self._call("GET", prefix)).get("resources") or ()}
+            for endpoint in endpoints:
+                if endpoint.prefix == prefix and endpoint.plural not in served:
+                    raise NotFoundError("NotServed", f"GET {prefix}: {endpoint.plural} is not among it", retry=True)
+        for endpoint in endpoints:
+            await self._call("GET", endpoint.path(), {"limit": "1"})
+
     async def create(self, endpoint: Endpoint, body: Json, namespace: str = "") -> Json:
         """Create an object."""
         return await self._call("POST", endpoint.path(namespace=namespace), {"fieldManager": FIELD_MANAGER}, body)

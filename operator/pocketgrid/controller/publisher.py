@@ -253,8 +253,8 @@ class Publisher:
         record.written_at = self._clock.monotonic()
         try:
             answer = await self._cluster.patch_status(endpoint, record.name, patch, namespace, uid=record.uid)
-        except NotFoundError:
-            return  # Deleted; the watch will say so.
+        except (NotFoundError, ConflictError):
+            return  # Deleted, or made anew under its name; the watch will say so.
         self._note_lost(endpoint, record, patch, answer)
         record.see(answer)
         if isinstance(record, JobRecord):

@@ -143,6 +143,7 @@ async def _work(
         tasks = [
             asyncio.create_task(
                 watch(
+                    lambda: cluster.require(JOBS, CLASSES, EDGE_NODES, NODES),
                     lambda: build_registry(cluster, intake, nodes, listed.set),
                     build_settings,
                     listed.set,

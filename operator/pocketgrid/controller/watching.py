@@ -11,17 +11,24 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
 
 import kopf
+
+from pocketgrid.errors import PeerError
 
 log = logging.getLogger(__name__)
 
 RESTART_S = 2.0
 STOP_S = 10.0
 
+WATCHER = "watcher for "
+"""How kopf names the tasks that watch a kind."""
+
 
 async def watch(
+    required: Callable[[], Awaitable[None]],
     build_registry: Callable[[], kopf.OperatorRegistry],
     build_settings: Callable[[], kopf.OperatorSettings],
     restarted: Callable[[], None],
@@ -31,6 +38,8 @@ async def watch(
     """Watch until cancelled.
 
     Args:
+        required: raises PeerError unless all kinds are served; asked before each start, because kopf passes over a kind
+            that it does not find, for good.
         build_registry: makes the handlers, anew for each start.
         build_settings: makes the settings, anew for each start.
         restarted: called after each start but the first: something may have been missed.
@@ -43,6 +52,7 @@ async def watch(
     logging.getLogger(kopf.__name__ + "._cogs.clients").setLevel(logging.CRITICAL)
     complaints: set[str] = set()
     while True:
+        await _served(required)
         started = asyncio.Event()
         tasks = await kopf.spawn_tasks(
             registry=build_registry(),
@@ -73,6 +83,22 @@ async def watch(
         await asyncio.sleep(RESTART_S)
 
 
+async def _served(required: Callable[[], Awaitable[None]]) -> None:
+    complaint = ""
+    while True:
+        try:
+            await required()
+            return
+        except PeerError as exc:
+            if str(exc) != complaint:
+                complaint = str(exc)
+                log.warning(
+                    "cannot watch yet, jobs go on cause=%s; if it is not there, apply the CustomResourceDefinitions",
+                    exc,
+                )
+        await asyncio.sleep(RESTART_S)
+
+
 def _complaint(cause: BaseException) -> str:
     """One line that names what was asked for; kopf's errors carry the API server's whole answer."""
     text = str(cause.args[0]) if cause.args and isinstance(cause.args[0], str) else str(cause)
@@ -88,10 +114,29 @@ def _complaint(cause: BaseException) -> str:
 
 async def _end(tasks: object) -> None:
     pending = list(tasks)  # type: ignore[call-overload]  # kopf returns a Collection it goes on filling
-    for task in pending:
+    await _cancel(pending)
+    # When one of kopf's watchers fails, the others go on without it, for nobody. A watcher ends what it has begun, so
+    # it must be asked to before that is taken away from under it.
+    left = _left_over()
+    await _cancel([task for task in left if task.get_name().startswith(WATCHER)])
+    await _cancel(_left_over())
+
+
+def _left_over() -> list[asyncio.Task[object]]:
+    """Tasks of kopf's that have outlived it: nothing else on this loop runs its code."""
+    folder = str(Path(kopf.__file__).parent)
+    return [
+        task
+        for task in asyncio.all_tasks()
+        if (code := getattr(task.get_coro(), "cr_code", None)) is not None and code.co_filename.startswith(folder)
+    ]
+
+
+async def _cancel(tasks: Collection[asyncio.Task[object]]) -> None:
+    for task in tasks:
         task.cancel()
-    if pending:
-        await asyncio.wait(pending, timeout=STOP_S)
+    if tasks:
+        await asyncio.wait(tasks, timeout=STOP_S)
 
 
 def _take_back_signals(stop: asyncio.Event) -> None:
