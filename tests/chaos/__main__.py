@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.faults.campaign import Outcome, nurseries, run_schedule, summary
 from tests.faults.churn import Churn, run_churn
+from tests.faults.clock_library import fetch_clock_library
 from tests.faults.nursery import Nursery
 from tests.faults.schedule import Schedule, draw_schedule
 from tests.faults.world import AS_SHIPPED, make_job
@@ -25,7 +26,7 @@ CHURN_SHARDS = 3000
 """Of some 30 ms each on one core, so that two cores take about a minute."""
 
 
-async def campaign(seeds: list[int], folder: Path, at_once: int) -> list[Outcome]:
+async def campaign(seeds: list[int], folder: Path, at_once: int, *, keep: bool) -> list[Outcome]:
     """Run a schedule for each seed and say how it went."""
     job = make_job(folder / "job", shards=SHARDS)
     outcomes: list[Outcome] = []
@@ -34,7 +35,7 @@ async def campaign(seeds: list[int], folder: Path, at_once: int) -> list[Outcome
     async def work(nursery_of: Callable[[Schedule], Nursery]) -> None:
         for seed in waiting:
             schedule = draw_schedule(seed)
-            outcome = await run_schedule(schedule, job, nursery_of(schedule), folder / f"seed-{seed}")
+            outcome = await run_schedule(schedule, job, nursery_of(schedule), folder / f"seed-{seed}", keep=keep)
             outcomes.append(outcome)
             print(f"{len(outcomes):4}/{len(seeds)} {outcome.line()}", flush=True)
             if outcome.problem:
@@ -67,6 +68,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the first schedule; each next one adds 1. Default: a fresh one")
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="schedules run side by side")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this one schedule only")
+    parser.add_argument("--keep", action="store_true", help="keep logs and histories of what went well, too")
     parser.add_argument("--folder", type=Path, help="for logs and histories of what failed. Default: a fresh one")
     parser.add_argument(
         "--churn", type=int, metavar="DEVICES", help="instead: so many, a tenth of them killed every 10 s"
@@ -74,13 +76,15 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="pocketgrid-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
+    if fetch_clock_library() is None:
+        print("libfaketime cannot be had, so no clock will jump", flush=True)
     if arguments.churn:
         return 0 if asyncio.run(churn(folder.resolve(), arguments.churn)) else 1
     first = arguments.seed if arguments.seed is not None else random.randrange(1 << 30)
     seeds = [arguments.replay] if arguments.replay is not None else list(range(first, first + arguments.schedules))
     if arguments.replay is not None:
         print("\n".join(str(fault) for fault in draw_schedule(arguments.replay).faults), flush=True)
-    outcomes = asyncio.run(campaign(seeds, folder.resolve(), arguments.at_once))
+    outcomes = asyncio.run(campaign(seeds, folder.resolve(), arguments.at_once, keep=arguments.keep))
     print(json.dumps(summary(outcomes)))
     return 1 if any(outcome.problem for outcome in outcomes) else 0
 

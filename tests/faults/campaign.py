@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.checker import Report, check_run
+from tests.faults.clock_library import clock_library
 from tests.faults.nursery import Nursery
 from tests.faults.schedule import AGENTS, Fault, Schedule
-from tests.faults.world import Job, World, clock_library
+from tests.faults.world import Job, World
 
 DEADLINE_S = 60.0
 """After the last fault is mended, the job must end within this; it takes seconds where the machine has time for it."""
@@ -57,8 +58,8 @@ class Outcome:
         return f"{self.seconds:5.1f} s, {self.calm_s:4.1f} s after the last fault  {how}  [{' '.join(self.struck)}]"
 
 
-async def run_schedule(schedule: Schedule, job: Job, nursery: Nursery, folder: Path) -> Outcome:
-    """Run one schedule to its end, in a fresh folder."""
+async def run_schedule(schedule: Schedule, job: Job, nursery: Nursery, folder: Path, *, keep: bool = False) -> Outcome:
+    """Run one schedule to its end, in a fresh folder, which stays if there was a problem or if told to `keep` it."""
     begun = time.monotonic()
     rng = random.Random(schedule.seed)
     world = World(folder, job, nursery, rng, AGENTS)
@@ -84,7 +85,7 @@ async def run_schedule(schedule: Schedule, job: Job, nursery: Nursery, folder: P
     if report.problem:
         lines = "\n".join(str(fault) for fault in schedule.faults)
         (folder / "violation.txt").write_text(f"{report.text(schedule.seed)}\n\nfaults:\n{lines}\n")
-    else:
+    elif not keep:
         await asyncio.to_thread(shutil.rmtree, folder)
     return Outcome(
         schedule,

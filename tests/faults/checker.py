@@ -145,7 +145,7 @@ def related_lines(lines: Sequence[Line], violation: Violation) -> tuple[Line, ..
         if line is violation.line:
             found.append(line)
             break
-        about_all = line["kind"] in ("opened", "fenced", "finished", "process")
+        about_all = line["role"] == "operator" and line["kind"] in ("process", "opened", "fenced", "finished")
         if about_all or (names and any(name in json.dumps(dict(line)) for name in names)):
             found.append(line)
     return tuple(found[-RELATED_LINES:])

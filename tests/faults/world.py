@@ -12,7 +12,6 @@ import datetime as dt
 import hashlib
 import itertools
 import json
-import os
 import random
 import signal
 import socket
@@ -39,23 +38,30 @@ class Timing:
         grace_s: a device whose link broke keeps its leases for so long.
         lease_minimum_s: shortest deadline of a lease.
         line: the way up from each device when nothing is wrong.
+        ahead_bytes: results a device may have that are not settled; with more it begins nothing.
+        memory_bytes: budget of a device, from which its credits follow: 64 shards for 32 MiB.
     """
 
     silence_s: float
     grace_s: float
     lease_minimum_s: float
     line: Conditions
+    ahead_bytes: int
+    memory_bytes: int
 
 
-QUICK = Timing(3.0, 0.4, 6.0, Conditions(bytes_per_s=150e3))
+QUICK = Timing(3.0, 0.4, 6.0, Conditions(bytes_per_s=150e3), ahead_bytes=128 << 10, memory_bytes=32 << 20)
 """For schedules of a few seconds. Lines are slow so that a job that computes little takes seconds, and there is
-something to interrupt on a machine with two cores."""
+something to interrupt on a machine with two cores; and as computing is quick, devices are made not to do all of it at
+once."""
 
 AS_SHIPPED = Timing(
     GatewaySettings().silence_seconds,
     EngineSettings().reconnect_grace_seconds,
     EngineSettings().lease_minimum_seconds,
     CLEAR,
+    ahead_bytes=256 << 20,
+    memory_bytes=1 << 30,
 )
 
 FULL_DISK_BYTES = 128 << 10
@@ -463,6 +469,7 @@ class World:
             "--ca-file", str(self._identity.ca_file), "--join-secret-file", str(self._identity.join_secret_file),
             "--state-dir", str(folder / "state"), "--cache-dir", str(folder / "cache"),
             "--history", str(self._folder / f"history-{name}.jsonl"), "--log-level", "info",
+            "--journal-budget", str(self._timing.ahead_bytes), "--memory-budget", str(self._timing.memory_bytes),
         ]  # fmt: skip
         clock = device.folder / "clock"
         if not clock.exists():
@@ -512,12 +519,3 @@ def _free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
-
-
-def clock_library() -> Path | None:
-    """libfaketime for programs with threads, if this machine has it."""
-    named = os.environ.get("POCKETGRID_FAKETIME_LIBRARY", "")
-    if named:
-        return Path(named)
-    places = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
-    return next(iter(sorted(places)), None)
