@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import logging
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from pocketgrid.clock import system_rng
 from pocketgrid.errors import InvalidSpecError, RefusedError, StoreError
 from pocketgrid.history import HistoryFile
+from pocketgrid.loglines import LineFormatter
 from pocketgrid_agent import settings as options
 from pocketgrid_agent.identity import State, open_state
 from pocketgrid_agent.probe import MachineFacts
@@ -33,13 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command == "probe":
         print(json.dumps(_everything_known(facts), indent=2))
         return DONE
+    if parsed.command == "status":
+        return _status(parsed)
+    if parsed.command == "doctor":
+        from pocketgrid_agent.doctor import main as examine
+
+        return examine(parsed, facts, os.environ)
     try:
         settings = options.settings_from(parsed, os.environ, facts)
     except ValueError as error:
         return _complain(error, USAGE)
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
     try:
         state = open_state(settings.state_dir, name=settings.name)
     except InvalidSpecError as error:
@@ -100,20 +108,32 @@ def _drain_on_signals(agent: Agent) -> None:
         loop.add_signal_handler(number, on_signal, number)
 
 
+def _status(parsed: argparse.Namespace) -> int:
+    from pocketgrid_agent import status
+
+    try:
+        answer = status.ask(parsed.state_dir.expanduser())
+    except status.NotRunningError as error:
+        return _complain(error, FAILED)
+    print(json.dumps(answer, indent=2) if parsed.json else status.describe(answer))
+    return DONE
+
+
 def _everything_known(facts: MachineFacts) -> dict[str, object]:
-    import time
     from dataclasses import asdict
 
     from pocketgrid_agent.runtime import OnnxRuntime
-    from pocketgrid_agent.vitals import VitalsReader, termux_command
+    from pocketgrid_agent.tools import ANSWER_SECONDS, all_sensors
 
+    sensors = all_sensors(gateway_is_local=False)
+    sensors.settle(ANSWER_SECONDS)
     engine = OnnxRuntime(threads=1, spin=False)
     return {
         **facts.as_dict(),
         "engine": engine.description,
         "providers": engine.providers,
         "opset": engine.opset,
-        "vitals": asdict(VitalsReader(ask_termux=termux_command(), now=time.monotonic).read()),
+        "vitals": asdict(sensors.read()),
     }
 
 

@@ -8,10 +8,13 @@ Tolerant in, strict out: what a newer gateway adds is ignored, and nothing leave
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from pocketgrid.errors import ProtocolError
+from pocketgrid.wire.framing import MESSAGE_BYTES
 from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid_agent import events as ev
+from pocketgrid_agent.policy import Level, Verdict
 
 ITEM_BYTES = {
     "bool": 1,
@@ -27,6 +30,16 @@ _OPERATIONS = {
     pb.OPERATION_BATCH_FIRST: ev.BATCH_FIRST,
 }
 
+_INTEGER_BITS = {f"{kind}{bits}": bits - (kind == "int") for kind in ("uint", "int") for bits in (8, 16, 32, 64)}
+
+# What a gateway may make this device remember or allocate. Generous for any real job, and small enough that a broken or
+# hostile gateway costs a phone a few MB.
+LONGEST_JOB = 253
+LONGEST_TOKEN = 64
+MOST_ORDER_BYTES = 256 << 10
+MOST_FIXED_BATCH = 1 << 16
+MOST_AXES = 16
+
 FEATURES = (pb.FEATURE_AFFINE_INPUTS,)
 """What this agent can do beyond the first release of the protocol; see `Hello.features`."""
 
@@ -35,13 +48,15 @@ def event_of(message: pb.GatewayMessage) -> ev.Event | None:
     """What a message of the gateway means to the machine; None for what concerns the link only, or is unknown.
 
     Raises:
-        ProtocolError: a work order that no version of this protocol allows.
+        ProtocolError: a work order or lease that no version of this protocol allows.
     """
     match message.WhichOneof("body"):
         case "work_order":
             return ev.Ordered(order_of(message.work_order))
         case "lease":
             lease = message.lease
+            if len(lease.job) > LONGEST_JOB:
+                raise ProtocolError(f"a lease of a job whose UID has {len(lease.job)} characters")
             return ev.Leased(tuple(_attempt(lease.job, shard) for shard in lease.shards))
         case "revoke":
             return ev.Revoked(message.revoke.job, tuple(message.revoke.tokens))
@@ -64,6 +79,15 @@ def order_of(order: pb.WorkOrder) -> ev.Order:
         ProtocolError: it requires a feature, or names an operation or dtype, that this version does not know, or it
             names no model.
     """
+    if len(order.job) > LONGEST_JOB or order.ByteSize() > MOST_ORDER_BYTES:
+        raise ProtocolError(
+            f"a work order of {order.ByteSize()} bytes for a job whose UID has {len(order.job)} characters; "
+            f"at most {MOST_ORDER_BYTES} and {LONGEST_JOB} are taken"
+        )
+    if order.fixed_batch > MOST_FIXED_BATCH:
+        raise ProtocolError(
+            f"job {order.job}: batches of {order.fixed_batch} items; at most {MOST_FIXED_BATCH} are run"
+        )
     if lacking := [f for f in order.requires if f not in FEATURES]:
         raise ProtocolError(f"job {order.job}: this agent is too old for feature {lacking[0]}; update it")
     if len(order.model_sha256) != 64 or not set(order.model_sha256) <= set("0123456789abcdef"):
@@ -78,6 +102,10 @@ def order_of(order: pb.WorkOrder) -> ev.Order:
     for binding in order.bindings:
         if binding.dtype not in ITEM_BYTES or binding.source < ev.ZEROS_SOURCE:
             raise ProtocolError(f"job {order.job}: input {binding.input!r} cannot be filled as told")
+        if binding.source >= 0 and order.pad_token_id.bit_length() > _INTEGER_BITS.get(binding.dtype, 64):
+            raise ProtocolError(f"job {order.job}: padding token {order.pad_token_id} is no {binding.dtype}")
+        if not _is_shape(binding.item_shape, binding.dtype):
+            raise ProtocolError(f"job {order.job}: input {binding.input!r} is to have items no message can carry")
     return ev.Order(
         job=order.job,
         model=order.model_sha256,
@@ -102,9 +130,23 @@ def _binding(job: str, binding: pb.TensorBinding) -> ev.Binding:
 
 
 def _attempt(job: str, shard: pb.Shard) -> ev.Attempt:
-    # Sizes as stated: looking at the data itself would copy it, and a lie is found when the shard is decoded.
-    stated = sum(math.prod(t.shape) * ITEM_BYTES.get(t.dtype, 1) for t in shard.inputs)
-    return ev.Attempt(job, shard.index, shard.token, shard.items, stated, shard)
+    if len(shard.token) > LONGEST_TOKEN:
+        raise ProtocolError(f"a token of {len(shard.token)} bytes; none has more than {LONGEST_TOKEN}")
+    # Whichever is more of what is stated and what is there: a lie is found when the shard is decoded, and must not
+    # take more memory than this device is willing to give until then.
+    size = sum(max(_stated_bytes(t), len(t.data) + 4 * len(t.row_lengths)) for t in shard.inputs)
+    return ev.Attempt(job, shard.index, shard.token, shard.items, size, shard)
+
+
+def _stated_bytes(tensor: pb.Tensor) -> int:
+    # Multiplying thousands of huge numbers would take hours.
+    if len(tensor.shape) > MOST_AXES:
+        raise ProtocolError(f"a tensor of {len(tensor.shape)} axes; at most {MOST_AXES} travel")
+    return math.prod(tensor.shape) * ITEM_BYTES.get(tensor.dtype, 1)
+
+
+def _is_shape(shape: Sequence[int], dtype: str) -> bool:
+    return len(shape) <= MOST_AXES and math.prod(shape) * ITEM_BYTES[dtype] <= MESSAGE_BYTES
 
 
 def node_failure(attempt: ev.Attempt, reason: str, message: str, compute_us: int) -> pb.ShardResult:
@@ -113,11 +155,30 @@ def node_failure(attempt: ev.Attempt, reason: str, message: str, compute_us: int
     return pb.ShardResult(shard=attempt.shard, token=attempt.token, compute_us=compute_us, failure=failure)
 
 
+def items_failure(attempt: ev.Attempt, reason: str, message: str, compute_us: int) -> pb.ShardResult:
+    """The message for an attempt that would fail on any device in the same way."""
+    failure = pb.ShardFailure(cause=pb.ShardFailure.CAUSE_ITEMS, reason=reason, message=message)
+    return pb.ShardResult(shard=attempt.shard, token=attempt.token, compute_us=compute_us, failure=failure)
+
+
 def reissued(body: bytes, token: ev.Token) -> bytes:
     """A serialised result as answer to another attempt of the same shard."""
     result = pb.ShardResult.FromString(body)
     result.token = token
     return result.SerializeToString()
+
+
+_LEVELS = {
+    Level.WORK: pb.Restraint.LEVEL_NONE,
+    Level.EASE: pb.Restraint.LEVEL_EASED,
+    Level.PAUSE: pb.Restraint.LEVEL_PAUSED,
+}
+
+
+def restraint_message(verdict: Verdict) -> pb.DeviceMessage:
+    """How far this device is held back by its owner."""
+    restraint = pb.Restraint(level=_LEVELS[verdict.level], reason=verdict.reason, message=verdict.message)
+    return pb.DeviceMessage(restraint=restraint)
 
 
 def report_message(order: ev.Order, outcome: ev.Ready | ev.NotReady) -> pb.DeviceMessage:

@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from pocketgrid.wire.framing import MESSAGE_BYTES
 from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid_agent import codec, measure, tensors
 from pocketgrid_agent.batching import BatchSize, MalformedShardError, ShardRunner
@@ -27,6 +28,13 @@ from pocketgrid_agent.runtime import LoadError, Model
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+LARGEST_RESULT_BYTES = MESSAGE_BYTES - (1 << 10)
+MOST_FAILED_ITEMS = 100_000
+"""Of one shard: beyond these no message can carry its result."""
+
+LONGEST_REST_SECONDS = 2.0
+"""Between two micro-batches, however long the first was: a cancellation must not wait for longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +86,13 @@ class ComputePool:
 
     Attributes:
         slots: number of threads.
+        duty: share of the time a slot computes, above 0 to 1; it rests after each micro-batch. May change at any time.
         wake: called from a slot when the outbox has something and the last wake-up has been answered by `collect`.
     """
 
     slots: int
     wake: Callable[[], None]
+    duty: float = 1.0
     _tasks: queue.SimpleQueue[_Shard | _Call | None] = field(default_factory=queue.SimpleQueue)
     _outbox: deque[Done] = field(default_factory=deque)
     _abandoned: set[Token] = field(default_factory=set)
@@ -166,7 +176,16 @@ class ComputePool:
             result = codec.node_failure(attempt, "InternalError", repr(error)[:500], _elapsed_us(started))
         if result is None:
             return Done(attempt, None)
-        return Done(attempt, result.SerializeToString(), result.HasField("failure"))
+        body = result.SerializeToString()
+        if len(body) > LARGEST_RESULT_BYTES or len(result.failures) > MOST_FAILED_ITEMS:
+            # It would be too large on any device, and could never be sent from this one.
+            text = (
+                f"a result of {len(body)} bytes with {len(result.failures)} failed items; at most "
+                f"{LARGEST_RESULT_BYTES} and {MOST_FAILED_ITEMS} travel: use smaller shards (itemsPerShard) or outputs"
+            )
+            result = codec.items_failure(attempt, "ResultTooLarge", text, _elapsed_us(started))
+            body = result.SerializeToString()
+        return Done(attempt, body, result.HasField("failure"))
 
     def _result(self, task: _Shard, started: float) -> pb.ShardResult | None:
         attempt, program = task.attempt, task.program
@@ -175,10 +194,18 @@ class ComputePool:
         assert isinstance(attempt.payload, pb.Shard)
         inputs = tensors.columns_of(attempt.payload)
         runner = program.runner()
+        rested_at = time.perf_counter()
+
+        def unwanted() -> bool:
+            nonlocal rested_at
+            self._rest(time.perf_counter() - rested_at)
+            rested_at = time.perf_counter()
+            return attempt.token in self._abandoned
+
         while True:
             size = program.size
             try:
-                output = runner.compute(inputs, attempt.items, size, lambda: attempt.token in self._abandoned)
+                output = runner.compute(inputs, attempt.items, size, unwanted)
             except MemoryError:
                 if size.items == 1 or program.order.fixed_batch:
                     raise
@@ -186,7 +213,16 @@ class ComputePool:
                 program.size = BatchSize(smaller, size.positions // 2 if size.positions else 0)
                 log.warning("out of memory: micro-batch cut job=%s items=%d", attempt.job, smaller)
                 continue
-            return None if output is None else tensors.result_of(attempt, output, _elapsed_us(started))
+            if output is None:
+                return None
+            self._rest(time.perf_counter() - rested_at)
+            return tensors.result_of(attempt, output, _elapsed_us(started))
+
+    def _rest(self, worked_s: float) -> None:
+        # Within the shard, so that the time it took, by which the grid judges this device's speed, is the true one.
+        duty = self.duty
+        if duty < 1.0:
+            time.sleep(min(worked_s * (1.0 / duty - 1.0), LONGEST_REST_SECONDS))
 
 
 def _elapsed_us(started: float) -> int:

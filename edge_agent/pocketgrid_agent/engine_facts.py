@@ -29,6 +29,10 @@ ASKING_SECONDS = 60.0
 """Deadline of the question; the slowest phones take a few seconds to load an engine."""
 
 
+class EngineError(Exception):
+    """The engine does not load; the message says what happened."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What Hello says of the engine.
@@ -61,12 +65,15 @@ def known_facts(state_folder: Path) -> EngineFacts:
     if not key:
         log.error("package %s is not installed; run `pocketgrid-agent doctor`", PACKAGE)
         return UNKNOWN
-    facts = _ask()
-    if facts is not UNKNOWN:
-        with contextlib.suppress(OSError):  # asked again next time
-            fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps({"of": key, "facts": asdict(facts)}))
-            fresh.rename(path)
+    try:
+        facts = ask_engine()
+    except EngineError as error:
+        log.warning("the engine did not say what it is cause=%s", error)
+        return UNKNOWN
+    with contextlib.suppress(OSError):  # asked again next time
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps({"of": key, "facts": asdict(facts)}))
+        fresh.rename(path)
     return facts
 
 
@@ -81,8 +88,13 @@ def _identity() -> str:
         return ""
 
 
-def _ask() -> EngineFacts:
-    # -P or not, as this process was started: the child must find the same packages.
+def ask_engine() -> EngineFacts:
+    """Load the engine in a process that ends at once, and tell what it says.
+
+    Raises:
+        EngineError: it does not load, crashes or takes too long; the message says what happened.
+    """
+    # However this process found its packages, the other one must find the same.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         answer = subprocess.run(
@@ -90,14 +102,21 @@ def _ask() -> EngineFacts:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=ASKING_SECONDS,
-            check=True,
+            check=False,
             env=environment,
         )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EngineError(str(error)) from error
+    if answer.returncode < 0:
+        raise EngineError(f"loading it ended with signal {-answer.returncode}")
+    if answer.returncode:
+        raise EngineError((answer.stderr.strip().splitlines() or ["no reason given"])[-1])
+    try:
         return _facts_from(json.loads(answer.stdout))
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
-        log.warning("the engine did not say what it is cause=%s", error)
-        return UNKNOWN
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"it answered nonsense: {answer.stdout[:80]!r}") from error
 
 
 def _facts_from(said: dict[str, Any]) -> EngineFacts:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pocketgrid_agent.policy import Verdict
+
 Token = bytes
 """Names one attempt; made by the gateway, echoed with the result."""
 
@@ -196,10 +198,9 @@ class DrainRequested:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChanged:
-    """Whether the owner's policy lets this device work now; `reason` says why not."""
+    """What the owner's policy lets this device do from now on."""
 
-    allowed: bool
-    reason: str = ""
+    verdict: Verdict
 
 
 Event = (
@@ -299,6 +300,20 @@ class GiveBack:
 
 
 @dataclass(frozen=True, slots=True)
+class Restrain:
+    """Tell the gateway how far this device is held back."""
+
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Postpone:
+    """Stop getting ready for a job; what was fetched of its model stays, and Prepare may come again."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
 class AnnounceDraining:
     """Ask the gateway for no more leases."""
 
@@ -328,6 +343,8 @@ Effect = (
     | Deliver
     | Forget
     | GiveBack
+    | Restrain
+    | Postpone
     | AnnounceDraining
     | Disconnect
     | Leave

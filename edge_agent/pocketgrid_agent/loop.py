@@ -10,18 +10,21 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, assert_never
 
 from pocketgrid.errors import ProtocolError, StoreError
 from pocketgrid.wire import framing
 from pocketgrid.wire.v1 import agent_pb2 as pb
-from pocketgrid_agent import __version__, codec, policy
+from pocketgrid_agent import __version__, codec, policy, status
 from pocketgrid_agent import events as ev
 from pocketgrid_agent.backoff import Backoff
 from pocketgrid_agent.cache import ModelCache
 from pocketgrid_agent.engine_facts import EngineFacts, known_facts
 from pocketgrid_agent.events import Token
 from pocketgrid_agent.history import History, Recorder
+from pocketgrid_agent.hours import LocalTime
 from pocketgrid_agent.identity import State
 from pocketgrid_agent.journal import Entry, Journal
 from pocketgrid_agent.keeper import ResultKeeper
@@ -30,7 +33,8 @@ from pocketgrid_agent.machine import Held, Limits, Machine
 from pocketgrid_agent.pacing import DeliveryPacer
 from pocketgrid_agent.settings import Settings
 from pocketgrid_agent.stream import Target
-from pocketgrid_agent.vitals import Vitals, VitalsReader, termux_command
+from pocketgrid_agent.tools import all_sensors
+from pocketgrid_agent.vitals import Vitals
 
 if TYPE_CHECKING:
     from pocketgrid_agent.workshop import Workshop
@@ -39,6 +43,12 @@ log = logging.getLogger(__name__)
 
 VITALS_SECONDS = 5.0
 """Between readings of the vitals; heartbeats may be more frequent."""
+
+EASED_DUTY = 0.5
+"""Share of its usual time a device computes that is to work gently."""
+
+MOST_REFUSALS_LOGGED = 5
+"""Of one message; they are mostly alike."""
 
 CLOSE_SECONDS = 2.0
 """For the last messages when leaving."""
@@ -85,12 +95,12 @@ class Agent:
         self._delivery: asyncio.TimerHandle | None = None
         self._keeper = ResultKeeper(journal, lambda tokens: self._handle(ev.Journaled(tokens)))
         self._link = Link(target, self, backoff)
-        self._vitals_reader = VitalsReader(ask_termux=termux_command(), now=time.monotonic)
+        self._sensors = all_sensors(gateway_is_local=target.is_local)
         self._vitals = Vitals()
         self._workshop: Workshop | None = None
         self._opening: asyncio.Task[Workshop] | None = None
         self._engine: asyncio.Task[EngineFacts] | None = None
-        self._verdict = policy.ALLOWED
+        self._judged = policy.START
         self._preparations: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._finished = asyncio.Event()
@@ -107,7 +117,8 @@ class Agent:
         vitals = asyncio.ensure_future(self._watch_vitals())
         finished = asyncio.ensure_future(self._finished.wait())
         try:
-            await asyncio.wait([link, vitals, finished], return_when=asyncio.FIRST_COMPLETED)
+            async with status.answering(self._state.folder, self.report):
+                await asyncio.wait([link, vitals, finished], return_when=asyncio.FIRST_COMPLETED)
             for each in (link, vitals):
                 if each.done():
                     each.result()
@@ -127,6 +138,26 @@ class Agent:
         log.info("draining reason=%s deadline_s=%.0f", reason, self._settings.drain_s)
         self._loop.call_later(self._settings.drain_s, self._out_of_time)
         self._handle(ev.DrainRequested(reason, leave=True))
+
+    def report(self) -> dict[str, Any]:
+        """What this agent is doing, in JSON's terms."""
+        machine, verdict = self._machine, self._judged.verdict
+        return {
+            "device": self._state.name,
+            "version": __version__,
+            "gateway": self._target.address,
+            "attached": machine.attached,
+            "level": verdict.level.name,
+            "reason": verdict.reason,
+            "message": verdict.message,
+            "draining": machine.draining.reason if machine.draining is not None else "",
+            "running": len(machine.running),
+            "queued": len(machine.queue),
+            "unsettled": len(machine.held),
+            "jobs": [{"job": name, "state": _state_of(job.outcome)} for name, job in machine.jobs.items()],
+            "engine_loaded": self._workshop is not None,
+            "vitals": asdict(self._vitals),
+        }
 
     def _out_of_time(self) -> None:
         if not self._finished.is_set():
@@ -158,7 +189,14 @@ class Agent:
         finally:
             if self._opening is not None and self._opening.done():
                 self._opening = None
+        self._set_pace()
         return self._workshop
+
+    def _set_pace(self) -> None:
+        """Have the slots rest between micro-batches as the owner and the policy want."""
+        if self._workshop is not None:
+            eased = self._judged.verdict.level is policy.Level.EASE
+            self._workshop.pool.duty = self._settings.duty * (EASED_DUTY if eased else 1.0)
 
     def _make_workshop(self) -> Workshop:
         from pocketgrid_agent.workshop import Workshop
@@ -174,6 +212,7 @@ class Agent:
         settings, facts = self._settings, self._settings.facts
         return pb.Hello(
             protocol_version=framing.PROTOCOL_VERSION,
+            oldest_protocol_version=framing.OLDEST_PROTOCOL_VERSION,
             device_name=self._state.name,
             boot_id=self._state.boot_id,
             owner=settings.owner,
@@ -237,12 +276,14 @@ class Agent:
 
     def received(self, message: pb.GatewayMessage) -> None:
         """A message of the gateway."""
-        for refused in message.settled.refused if message.HasField("settled") else ():
+        refusals = message.settled.refused if message.HasField("settled") else ()
+        for refused in refusals[:MOST_REFUSALS_LOGGED]:
             log.warning(
-                "result refused job=%s reason=%s message=%s",
+                "result refused job=%s reason=%s message=%s of=%d",
                 message.settled.job,
                 refused.reason,
                 refused.message,
+                len(refusals),
             )
         try:
             event = codec.event_of(message)
@@ -250,7 +291,8 @@ class Agent:
             if not message.HasField("work_order"):
                 raise
             # One job we cannot serve is no reason to leave the others.
-            self._report(message.work_order.job, message.work_order.model_sha256, str(error))
+            order = message.work_order
+            self._report(order.job[: codec.LONGEST_JOB], order.model_sha256[:64], str(error)[:1000])
             return
         if event is not None:
             self._handle(event)
@@ -273,12 +315,15 @@ class Agent:
     async def _watch_vitals(self) -> None:
         """Read how we feel and ask the policy, also while detached."""
         while True:
-            self._vitals = await asyncio.to_thread(self._vitals_reader.read, gateway_is_local=self._target.is_local)
-            before = self._verdict
-            self._verdict = policy.judge(self._settings.policy, self._vitals, before)
-            if before.allowed != self._verdict.allowed:
-                log.info("policy allowed=%s %s", self._verdict.allowed, self._verdict.message)
-                self._handle(ev.PolicyChanged(self._verdict.allowed, self._verdict.reason))
+            self._vitals = await asyncio.to_thread(self._sensors.read)
+            before, now = self._judged.verdict, datetime.now().astimezone()
+            local = LocalTime(now.weekday(), now.hour * 60 + now.minute)
+            self._judged = policy.judge(self._settings.policy, self._vitals, time.monotonic(), local, self._judged)
+            verdict = self._judged.verdict
+            if (before.level, before.reason) != (verdict.level, verdict.reason):
+                log.info("policy level=%s reason=%s message=%s", verdict.level.name, verdict.reason, verdict.message)
+                self._handle(ev.PolicyChanged(verdict))
+                self._set_pace()
             await asyncio.sleep(VITALS_SECONDS)
 
     # ---- what the slots say ----
@@ -358,6 +403,10 @@ class Agent:
                 self._dismiss(job)
             case ev.Report(order, outcome):
                 self._link.send(codec.report_message(order, outcome))
+            case ev.Restrain(verdict):
+                self._link.send(codec.restraint_message(verdict))
+            case ev.Postpone(job):
+                self._stop_preparing(job)
             case ev.AnnounceDraining(reason):
                 self._link.send(pb.DeviceMessage(draining=pb.Draining(reason=reason)))
             case ev.Disconnect(reason):
@@ -384,12 +433,15 @@ class Agent:
             log.warning("not ready job=%s reason=%s message=%s", order.job, outcome.reason, outcome.message)
         self._handle(ev.Prepared(order, outcome))
 
-    def _dismiss(self, job: str) -> None:
+    def _stop_preparing(self, job: str) -> None:
         task = self._preparations.pop(job, None)
         if task is not None:
             task.cancel()
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _dismiss(self, job: str) -> None:
+        self._stop_preparing(job)
         if self._workshop is not None:
             self._workshop.models.dismiss(job)
 
@@ -402,3 +454,15 @@ class Agent:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _state_of(outcome: ev.Ready | ev.NotReady | None) -> str:
+    match outcome:
+        case None:
+            return "getting ready"
+        case ev.Ready():
+            return f"ready, {outcome.items_per_second:.1f} items/s measured"
+        case ev.NotReady():
+            return f"{outcome.reason}: {outcome.message}"
+        case _:
+            assert_never(outcome)

@@ -19,10 +19,14 @@ from typing import assert_never
 
 from pocketgrid_agent import events as ev
 from pocketgrid_agent.events import Attempt, Effect, Event, NotReady, Order, Ready, Token
+from pocketgrid_agent.policy import ALLOWED, Level, Verdict
 
 LOOKAHEAD_SECONDS = 0.05
 """Work handed to a slot ahead of need, so that it never waits for the event loop between short shards. What is ahead
 counts as begun and cannot be revoked, so this is also the price of a revocation."""
+
+MOST_JOBS = 512
+"""Known at the same time; each costs a work order and, until its turn has come, a little more."""
 
 TOLERANCE = 2
 """Leases beyond so many times the credits are given back. Once would be too strict: after a late lease or a new
@@ -82,12 +86,13 @@ class Machine:
         queue: leased, not begun, in the order to begin.
         running: handed to a slot and not answered yet.
         abandoned: those of `running` whose result nobody wants any more.
+        verdict: what the owner's policy allows.
         held: finished and not settled.
     """
 
     limits: Limits
     attached: bool = False
-    allowed: bool = True
+    verdict: Verdict = ALLOWED
     draining: ev.DrainRequested | None = None
     queue: OrderedDict[Token, Attempt] = field(default_factory=OrderedDict)
     running: dict[Token, Attempt] = field(default_factory=dict)
@@ -95,7 +100,6 @@ class Machine:
     held: dict[Token, _Result] = field(default_factory=dict)
     jobs: dict[str, _Job] = field(default_factory=dict)
     held_bytes: int = 0
-    _policy_reason: str = ""
     _left: bool = False
     _outstanding_bytes: int = 0
     _begun_seconds: float = 0.0
@@ -149,8 +153,8 @@ class Machine:
                 self._settled(tokens, effects)
             case ev.DrainRequested():
                 self._drain(event, effects)
-            case ev.PolicyChanged(allowed, reason):
-                self._policy(allowed, reason, effects)
+            case ev.PolicyChanged(verdict):
+                self._policy(verdict, effects)
             case _:
                 assert_never(event)
         self._begin(effects)
@@ -165,8 +169,8 @@ class Machine:
             self.draining = None  # it was for the session that ended
         if self.draining is not None:
             effects.append(ev.AnnounceDraining(self.draining.reason))
-        elif not self.allowed:
-            effects.append(ev.AnnounceDraining(self._policy_reason))
+        elif self.verdict.level is not Level.WORK:
+            effects.append(ev.Restrain(self.verdict))
         self._dismiss_forgotten(effects)
         self._deliver(self.held, effects)
 
@@ -187,17 +191,18 @@ class Machine:
             effects.append(ev.AnnounceDraining(event.reason))
         self._give_back(list(self.queue), "Draining", effects)
 
-    def _policy(self, allowed: bool, reason: str, effects: list[Effect]) -> None:
-        if allowed == self.allowed:
-            return
-        self.allowed, self._policy_reason = allowed, reason
-        if not allowed:
-            if self.attached:
-                effects.append(ev.AnnounceDraining(reason))
-            self._give_back(list(self.queue), reason, effects)
-        elif self.attached and self.draining is None:
-            # There is no message to take Draining back; a new session begins with a clean slate.
-            effects.append(ev.Disconnect("PolicyAllowsWork"))
+    def _policy(self, verdict: Verdict, effects: list[Effect]) -> None:
+        before, self.verdict = self.verdict, verdict
+        # Said before anything is given back, or the gateway would hand it to this very device again.
+        if self.attached and (before.level, before.reason) != (verdict.level, verdict.reason):
+            effects.append(ev.Restrain(verdict))
+        unprepared = [job.order for job in self.jobs.values() if job.outcome is None]
+        if before.allowed and not verdict.allowed:
+            self._give_back(list(self.queue), verdict.reason, effects)
+            # A model that is being fetched may be what the owner does not want to pay for.
+            effects.extend(ev.Postpone(order.job) for order in unprepared)
+        elif verdict.allowed and not before.allowed:
+            effects.extend(ev.Prepare(order) for order in unprepared)
 
     def _maybe_leave(self, effects: list[Effect]) -> None:
         if self.draining is None or self._left or self.running:
@@ -215,7 +220,7 @@ class Machine:
     # ---- getting ready for jobs ----
 
     def _ordered(self, order: Order, effects: list[Effect]) -> None:
-        if not self._accepting:
+        if self.draining is not None:
             return  # no lease is going to follow; the next session's orders come anew
         job = self.jobs.get(order.job)
         if job is not None and job.order == order:
@@ -232,8 +237,13 @@ class Machine:
                     assert_never(job.outcome)
         elif job is not None:
             effects.append(ev.Dismiss(order.job))
+        elif len(self.jobs) >= MOST_JOBS:
+            outcome = NotReady("TooManyJobs", f"this device knows {len(self.jobs)} jobs already, and takes no more")
+            effects.append(ev.Report(order, outcome))
+            return
         self.jobs[order.job] = _Job(order)
-        effects.append(ev.Prepare(order))
+        if self.verdict.allowed:
+            effects.append(ev.Prepare(order))
 
     def _prepared(self, order: Order, outcome: Ready | NotReady, effects: list[Effect]) -> None:
         job = self.jobs.get(order.job)
@@ -247,10 +257,6 @@ class Machine:
             self._give_back(tokens, outcome.reason, effects)
 
     # ---- work comes and goes ----
-
-    @property
-    def _accepting(self) -> bool:
-        return self.allowed and self.draining is None
 
     def _leased(self, attempts: tuple[Attempt, ...], effects: list[Effect]) -> None:
         refused: dict[tuple[str, str], list[Token]] = {}
@@ -277,8 +283,8 @@ class Machine:
         """Why an attempt is not taken (CamelCase), or None."""
         if self.draining is not None:
             return "Draining"
-        if not self.allowed:
-            return self._policy_reason
+        if not self.verdict.allowed:
+            return self.verdict.reason
         job = self.jobs.get(attempt.job)
         if job is None:
             return "UnknownJob"

@@ -124,7 +124,7 @@ class Preparation:
             return NotReady("OutOfMemory", f"model {order.model} does not fit this device's memory: {error}")
         self._programs[order.job] = Program(order, measured.size, self._loaded.get)
         _log_ready(order, measured, fetch_ms, load_ms)
-        return Ready(measured.items_per_second, measured.micro_batch, fetch_ms, load_ms)
+        return Ready(measured.items_per_second * self._pool.duty, measured.micro_batch, fetch_ms, load_ms)
 
     async def _pin(self, order: Order) -> int:
         """Have the model's file here and protected. Milliseconds of fetching, 0 if it was here."""

@@ -1,4 +1,4 @@
-"""Everything an owner can say about an agent, once, from the command line and the environment."""
+"""Everything an owner can say about an agent, once, from the command line, the environment and a file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pocketgrid_agent import __version__
-from pocketgrid_agent.policy import Policy, default_policy
+from pocketgrid_agent import __version__, profiles
+from pocketgrid_agent.config import PREFIX, ConfigError, apply_defaults
+from pocketgrid_agent.policy import Policy
 from pocketgrid_agent.probe import MachineFacts, probe
+from pocketgrid_agent.quantities import label, positive, quantity, seconds
 
+COMMANDS = ("run", "status", "doctor", "probe")
 KINDS = ("phone", "sbc", "laptop", "desktop", "server")
 
 EXIT_CODES = """\
@@ -25,19 +28,14 @@ exit status:
   128+n  ended at once by a second signal n
 """
 
-ENVIRONMENT = """\
+ENVIRONMENT = f"""\
 environment:
   POCKETGRID_GATEWAY      default of --gateway
   POCKETGRID_JOIN_SECRET  the join secret itself, instead of --join-secret-file
-  XDG_STATE_HOME, XDG_CACHE_HOME  where state and cache are by default
+  POCKETGRID_CONFIG       default of --config
+  {PREFIX}<OPTION>  any other option, such as {PREFIX}MIN_BATTERY=40; lists with ';' between
+  XDG_CONFIG_HOME, XDG_STATE_HOME, XDG_CACHE_HOME  where file, state and cache are by default
 """
-
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
-    "Ki": 1 << 10,
-    "Mi": 1 << 20,
-    "Gi": 1 << 30,
-    "Ti": 1 << 40,
-}
 
 DEFAULT_CREDIT_BYTES = 32 << 20
 MIN_CREDIT_SHARDS = 64
@@ -45,6 +43,9 @@ SMALL_SHARD_BYTES = 64 << 10
 """Shards of this size may fill the credit in bytes; the credit in shards is for larger ones and for latency."""
 
 JOURNAL_BYTES = 256 << 20
+
+SHORTEST_DUTY = 0.05
+"""Below it a device would be in the grid's way more than it helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Settings:
         preload: load the engine at the start, not with the first work order.
         drain_s: how long an orderly end may take.
         policy: when to work.
+        duty: share of the time its threads compute, 0 to 1.
         log_level: of Python's logging.
         history: file of what happened to every attempt, or None.
     """
@@ -93,6 +95,7 @@ class Settings:
     preload: bool
     drain_s: float
     policy: Policy
+    duty: float
     log_level: str
     history: Path | None = None
 
@@ -107,32 +110,35 @@ class Settings:
         return max(MIN_CREDIT_SHARDS, self.slots * 2, self.credit_bytes // SMALL_SHARD_BYTES)
 
 
-def parse_bytes(text: str) -> int:
-    """A Kubernetes quantity such as ``512Mi`` or ``2G`` in bytes. Raises ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]?|[KMGT]i)", text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is no quantity of bytes such as 512Mi or 2Gi")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
 def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
         prog="pocketgrid-agent",
         # Else `--join-secret S` would mean --join-secret-file, and the secret end up in everyone's process list.
         allow_abbrev=False,
-        description="Compute inference jobs leased by a PocketGrid gateway. Without a command: run until stopped; "
-        "`probe` prints what is known of this machine as JSON.",
+        description="Compute inference jobs leased by a PocketGrid gateway.\n\n"
+        "commands:\n"
+        "  run      until stopped; also without a command\n"
+        "  status   what the agent of this state folder is doing, and if it does not work, why\n"
+        "  doctor   look for what would keep an agent from working here, with remedies\n"
+        "  probe    what is known of this machine, as JSON",
         epilog=ENVIRONMENT + "\n" + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("command", nargs="?", choices=("run", "probe"), default="run", help="default: run")
+    top.add_argument("command", nargs="?", choices=COMMANDS, default="run", help="default: run")
     top.add_argument("--version", action="version", version=f"pocketgrid-agent {__version__}")
+    top.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML; default ~/.config/pocketgrid-agent/config.toml, if it is there",
+    )
+    top.add_argument("--json", action="store_true", help="of status and doctor: for programs")
     _add_gateway(top.add_argument_group("gateway"), environment)
     _add_identity(top.add_argument_group("identity"))
     _add_resources(top.add_argument_group("resources"), environment)
-    _add_policy(top.add_argument_group("when to work (unknown readings never stop work)"))
-    top.add_argument("--drain-seconds", type=_positive_float, default=30.0, metavar="S", dest="drain_s")
+    profiles.add_arguments(top.add_argument_group("when and how much to work; limits may be `off`"))
+    top.add_argument("--drain-seconds", type=seconds, default=30.0, metavar="S", dest="drain_s")
     top.add_argument(
         "--history", type=Path, metavar="FILE", help="append what happens to every attempt, as lines of JSON"
     )
@@ -155,12 +161,12 @@ def _add_identity(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--node-name", default="", help="Kubernetes Node this machine already is")
     group.add_argument("--kind", choices=KINDS, help="instead of what was found")
     group.add_argument(
-        "--label", action="append", default=[], type=_label, metavar="KEY=VALUE", dest="labels", help="repeat"
+        "--label", action="append", default=[], type=label, metavar="KEY=VALUE", dest="labels", help="repeat"
     )
 
 
 def _add_resources(group: argparse._ArgumentGroup, environment: Mapping[str, str]) -> None:
-    home = Path(environment.get("HOME") or Path.home())
+    home = _home(environment)
     state_home = Path(environment.get("XDG_STATE_HOME") or home / ".local/state")
     cache_home = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
     group.add_argument("--state-dir", type=Path, default=state_home / "pocketgrid-agent", metavar="DIR")
@@ -171,30 +177,20 @@ def _add_resources(group: argparse._ArgumentGroup, environment: Mapping[str, str
         metavar="DIR",
         help="of models; several agents may share it",
     )
-    group.add_argument("--cache-budget", type=_bytes, default="2Gi", metavar="BYTES", dest="cache_bytes")
+    group.add_argument("--cache-budget", type=quantity, default="2Gi", metavar="BYTES", dest="cache_bytes")
     group.add_argument(
-        "--memory-budget", type=_bytes, metavar="BYTES", dest="memory_bytes", help="default: half the memory"
+        "--memory-budget", type=quantity, metavar="BYTES", dest="memory_bytes", help="default: half the memory"
     )
     group.add_argument(
-        "--journal-budget", type=_bytes, default=str(JOURNAL_BYTES), metavar="BYTES", dest="journal_bytes",
+        "--journal-budget", type=quantity, default=str(JOURNAL_BYTES), metavar="BYTES", dest="journal_bytes",
         help="of results not yet settled; beyond it nothing new is begun",
     )  # fmt: skip
-    group.add_argument("--threads", type=_positive, metavar="N", help="default: all cores")
-    group.add_argument("--slots", type=_positive, default=1, metavar="N", help="shards at a time; default 1")
-    group.add_argument("--micro-batch", type=_positive, default=0, metavar="N", help="default: measured")
+    group.add_argument("--threads", type=positive, metavar="N", help="default: all cores")
+    group.add_argument("--slots", type=positive, default=1, metavar="N", help="shards at a time; default 1")
+    group.add_argument("--micro-batch", type=positive, default=0, metavar="N", help="default: measured")
     group.add_argument(
         "--preload", action="store_true", help="load the engine at the start (30 MB), not with the first work order"
     )
-
-
-def _add_policy(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--min-battery", type=float, metavar="PERCENT", help="while not charging; default 30 if there is one"
-    )
-    group.add_argument("--only-charging", action="store_true")
-    group.add_argument("--max-battery-celsius", type=float, metavar="C", help="default 45 if there is one")
-    group.add_argument("--max-celsius", type=float, metavar="C", help="of the processor; default: no limit")
-    group.add_argument("--min-memory", type=_bytes, metavar="BYTES", help="available; default: no limit")
 
 
 def settings_from(arguments: argparse.Namespace, environment: Mapping[str, str], facts: MachineFacts) -> Settings:
@@ -206,13 +202,17 @@ def settings_from(arguments: argparse.Namespace, environment: Mapping[str, str],
     if not re.fullmatch(r"\S+:\d{1,5}", arguments.gateway):
         raise ValueError("--gateway HOST:PORT (or POCKETGRID_GATEWAY) is needed")
     slots: int = arguments.slots
-    threads: int = arguments.threads or facts.cores
+    profile = profiles.profile_from(arguments, facts)
+    # A share of less than one core is one thread that rests for a part of the time.
+    wanted = profile.cpu_share * facts.cores
+    threads: int = arguments.threads or max(1, int(wanted))
+    duty = 1.0 if arguments.threads else min(1.0, max(wanted / threads, SHORTEST_DUTY))
     if slots > threads:
         raise ValueError(f"--slots {slots} need at least as many --threads, not {threads}")
     return Settings(
         gateway=arguments.gateway,
         ca_file=_readable(arguments.ca_file, "--ca-file"),
-        join_secret=_join_secret(arguments.join_secret_file, environment),
+        join_secret=join_secret(arguments.join_secret_file, environment),
         tls_server_name=arguments.tls_server_name,
         name=arguments.name,
         owner=arguments.owner,
@@ -222,14 +222,15 @@ def settings_from(arguments: argparse.Namespace, environment: Mapping[str, str],
         state_dir=arguments.state_dir.expanduser(),
         cache_dir=arguments.cache_dir.expanduser(),
         cache_bytes=arguments.cache_bytes,
-        memory_bytes=arguments.memory_bytes or (facts.memory_bytes or 1 << 30) // 2,
+        memory_bytes=arguments.memory_bytes or int(profile.memory_share * (facts.memory_bytes or 1 << 30)),
         journal_bytes=arguments.journal_bytes,
         threads=threads,
         slots=slots,
         micro_batch=arguments.micro_batch,
         preload=arguments.preload,
         drain_s=arguments.drain_s,
-        policy=_policy(arguments, default_policy(has_battery=facts.has_battery)),
+        policy=profile.policy,
+        duty=duty,
         log_level=arguments.log_level,
         history=arguments.history,
     )
@@ -242,24 +243,36 @@ def machine_facts(arguments: argparse.Namespace) -> MachineFacts:
 
 
 def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> argparse.Namespace:
-    """The command line, parsed; argparse ends the process with status 2 where it is wrong."""
-    return parser(environment).parse_args(arguments)
+    """The command line over environment over file; where one is wrong, the process ends with status 2."""
+    known = parser(environment)
+    try:
+        apply_defaults(known, _config_file(arguments, environment), environment)
+    except ConfigError as error:
+        known.error(str(error))
+    if environment.get("POCKETGRID_GATEWAY"):
+        known.set_defaults(gateway=environment["POCKETGRID_GATEWAY"])
+    return known.parse_args(arguments)
 
 
-def _policy(arguments: argparse.Namespace, default: Policy) -> Policy:
-    def either(given: float | None, otherwise: float | None) -> float | None:
-        return otherwise if given is None else given
+def _config_file(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> Path | None:
+    """The file named on the command line or in the environment, else the usual one if it is there."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    named: Path | None = first.parse_known_args(arguments)[0].config
+    if named is None and environment.get("POCKETGRID_CONFIG"):
+        named = Path(environment["POCKETGRID_CONFIG"])
+    if named is not None:
+        return named
+    usual = Path(environment.get("XDG_CONFIG_HOME") or _home(environment) / ".config") / "pocketgrid-agent/config.toml"
+    return usual if usual.exists() else None
 
-    return Policy(
-        min_battery_percent=either(arguments.min_battery, default.min_battery_percent),
-        only_charging=arguments.only_charging,
-        max_battery_celsius=either(arguments.max_battery_celsius, default.max_battery_celsius),
-        max_celsius=arguments.max_celsius,
-        min_memory_bytes=arguments.min_memory,
-    )
+
+def _home(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("HOME") or Path.home())
 
 
-def _join_secret(file: Path | None, environment: Mapping[str, str]) -> str:
+def join_secret(file: Path | None, environment: Mapping[str, str]) -> str:
+    """The secret, from a file or else from the environment. Raises ValueError, naming what is wrong."""
     if file is None:
         secret = environment.get("POCKETGRID_JOIN_SECRET", "").strip()
         if not secret:
@@ -277,33 +290,3 @@ def _readable(file: Path | None, option: str) -> Path | None:
     if file is not None and not os.access(file, os.R_OK):
         raise ValueError(f"{option}: cannot read {file}")
     return file
-
-
-def _bytes(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return number
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, value

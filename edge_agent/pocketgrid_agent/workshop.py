@@ -13,8 +13,8 @@ from pocketgrid_agent.compute import ComputePool
 from pocketgrid_agent.engine_facts import EngineFacts
 from pocketgrid_agent.models import Preparation
 from pocketgrid_agent.runtime import OnnxRuntime
+from pocketgrid_agent.sensors import resident_bytes
 from pocketgrid_agent.settings import Settings
-from pocketgrid_agent.vitals import resident_bytes
 
 if TYPE_CHECKING:
     from pocketgrid_agent.link import Link

@@ -136,7 +136,9 @@ class AgentPool:
             "--state-dir", str(self._wanted.folder / name),
             "--cache-dir", str(self._wanted.folder / "models"),
             "--threads", str(self._wanted.threads),
-            "--preload", "--log-level", self._wanted.log_level,
+            # Whoever starts a run wants it to run, on battery too, and at once.
+            "--config", os.devnull, "--profile", "custom", "--preload",
+            "--log-level", self._wanted.log_level,
         ]  # fmt: skip
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "pocketgrid.local.agent", str(os.getpid()), *arguments,

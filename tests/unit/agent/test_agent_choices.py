@@ -12,57 +12,12 @@ from pocketgrid.errors import InvalidSpecError
 from pocketgrid_agent import settings as options
 from pocketgrid_agent.backoff import Backoff
 from pocketgrid_agent.identity import StateInUseError, is_device_name, make_name, open_state
-from pocketgrid_agent.policy import ALLOWED, Policy, default_policy, judge
+from pocketgrid_agent.policy import Policy
 from pocketgrid_agent.probe import MachineFacts
+from pocketgrid_agent.quantities import parse_bytes
 from pocketgrid_agent.tuning import MOST_ITEMS, RUN_SECONDS, Guard, Sample, choose, next_items
-from pocketgrid_agent.vitals import Vitals
 
 FACTS = MachineFacts("sbc", "arm64", "linux", 4, 4 << 30, (), "", has_battery=False)
-
-# ---- policy ----
-
-
-def test_a_battery_stops_below_the_floor_and_goes_on_above_the_gap() -> None:
-    policy = Policy(min_battery_percent=30)
-    verdict = ALLOWED
-    seen = []
-    for percent in (35, 30, 29, 33, 34.9, 35, 31):
-        verdict = judge(policy, Vitals(battery_percent=percent, charging=False), verdict)
-        seen.append(verdict.allowed)
-    assert seen == [True, True, False, False, False, True, True]
-
-
-def test_heat_stops_above_the_ceiling_and_goes_on_below_the_gap() -> None:
-    policy = Policy(max_celsius=80)
-    verdict = ALLOWED
-    seen = []
-    for celsius in (80, 81, 78, 75, 79):
-        verdict = judge(policy, Vitals(processor_celsius=celsius), verdict)
-        seen.append(verdict.allowed)
-    assert seen == [True, False, False, True, True]
-
-
-@pytest.mark.parametrize(
-    ("policy", "vitals", "reason"),
-    [
-        (default_policy(has_battery=True), Vitals(), ""),
-        (default_policy(has_battery=False), Vitals(battery_percent=1, processor_celsius=120), ""),
-        (default_policy(has_battery=True), Vitals(battery_percent=10, charging=True), ""),
-        (default_policy(has_battery=True), Vitals(battery_percent=10), "BatteryLow"),
-        (default_policy(has_battery=True), Vitals(battery_celsius=46), "BatteryHot"),
-        (default_policy(has_battery=True), Vitals(processor_celsius=80), ""),
-        (Policy(only_charging=True), Vitals(charging=False), "NotCharging"),
-        (Policy(only_charging=True), Vitals(charging=None), ""),
-        (Policy(max_celsius=80), Vitals(processor_celsius=81), "ProcessorHot"),
-        (Policy(min_memory_bytes=100), Vitals(memory_available_bytes=99), "MemoryLow"),
-        (Policy(min_memory_bytes=100), Vitals(), ""),
-    ],
-)
-def test_unknown_never_stops_and_known_trouble_does(policy: Policy, vitals: Vitals, reason: str) -> None:
-    verdict = judge(policy, vitals, ALLOWED)
-    assert verdict.reason == reason
-    assert verdict.allowed is (reason == "")
-
 
 # ---- tuning ----
 
@@ -121,6 +76,40 @@ def test_backoff_grows_has_full_jitter_and_starts_anew() -> None:
     waits = [jittered.next() for _ in range(1000)]
     assert 0 <= min(waits) < 0.1
     assert 4.5 < max(waits) <= 5.0
+
+
+def test_devices_of_a_large_fleet_spread_as_they_were_told() -> None:
+    rng = random.Random(2)
+    first, later = [], []
+    for _ in range(2000):
+        backoff = Backoff(rng)
+        backoff.reset(40.0)
+        first.append(backoff.next())
+        later += [backoff.next(), backoff.next(crowded=True)]
+    assert min(first) < 1.0
+    assert 39.0 < max(first) <= 40.0
+    assert sum(first) / len(first) == pytest.approx(20.0, rel=0.05)
+    assert 20.0 <= min(later) < 21.0
+    assert max(later) <= 40.0
+    backoff.reset()
+    assert backoff.next() <= 0.1
+
+
+def test_who_finds_a_gateway_overrun_waits_longer_each_time_and_with_more_patience() -> None:
+    class Highest:
+        def random(self) -> float:
+            return 1.0
+
+    backoff = Backoff(Highest())
+    assert backoff.patience_s == 10.0
+    assert [(backoff.next(crowded=True), backoff.patience_s) for _ in range(4)] == [
+        (10.0, 20.0),
+        (20.0, 40.0),
+        (40.0, 60.0),
+        (60.0, 60.0),
+    ]
+    backoff.reset()
+    assert backoff.patience_s == 10.0
 
 
 # ---- identity ----
@@ -248,7 +237,7 @@ def test_nonsense_ends_with_status_2(arguments: list[str], capsys: pytest.Captur
     ("text", "expected"), [("0", 0), ("512", 512), ("2Gi", 2 << 30), ("1.5Ki", 1536), ("3M", 3_000_000)]
 )
 def test_quantities(text: str, expected: int) -> None:
-    assert options.parse_bytes(text) == expected
+    assert parse_bytes(text) == expected
 
 
 def test_help_explains_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

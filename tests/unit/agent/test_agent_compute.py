@@ -20,8 +20,8 @@ from pocketgrid_agent.events import Attempt, Binding, Order, Output
 from pocketgrid_agent.journal import Entry, Journal
 from pocketgrid_agent.keeper import ResultKeeper
 from pocketgrid_agent.runtime import LoadedModels, LoadError, Model, OnnxRuntime, Port
+from pocketgrid_agent.sensors import resident_bytes
 from pocketgrid_agent.tuning import Guard
-from pocketgrid_agent.vitals import resident_bytes
 from tests.unit.agent import onnx_models
 
 ORDER = Order("job", "d" * 64, 1, (Binding("x", 0, "float32"),), (Output("y"),))

@@ -9,6 +9,7 @@ import pytest
 from pocketgrid_agent import events as ev
 from pocketgrid_agent.events import Attempt, Order
 from pocketgrid_agent.machine import Held, Limits, Machine
+from pocketgrid_agent.policy import ALLOWED, Level, Verdict
 
 ORDER = Order("job", "d" * 64, 1000, (ev.Binding("x", 0, "float32"),), (ev.Output("y"),))
 FAST = ev.Ready(items_per_second=100_000.0, micro_batch=64)
@@ -239,18 +240,38 @@ def test_a_gateway_that_drains_us_is_left_and_dialled_again() -> None:
     assert m.handle(ev.Leased((attempt(9),))) == [ev.Compute(attempt(9), ORDER)]
 
 
-def test_policy_stops_new_work_and_begins_a_new_session_when_it_allows_work_again() -> None:
+LOW = Verdict(Level.PAUSE, "BatteryLow", "battery at 10 %")
+WARM = Verdict(Level.EASE, "BatteryWarm", "battery at 41 °C")
+
+
+def test_policy_stops_new_work_and_takes_it_up_again_in_the_same_session() -> None:
     m = machine()
     m.handle(ev.Leased((attempt(1), attempt(2))))
-    assert m.handle(ev.PolicyChanged(False, "BatteryLow")) == [
-        ev.AnnounceDraining("BatteryLow"),
-        ev.GiveBack("job", (b"t2",), "BatteryLow"),
-    ]
+    assert m.handle(ev.PolicyChanged(LOW)) == [ev.Restrain(LOW), ev.GiveBack("job", (b"t2",), "BatteryLow")]
     assert m.handle(ev.Leased((attempt(3),))) == [ev.GiveBack("job", (b"t3",), "BatteryLow")]
-    assert m.handle(ev.PolicyChanged(False, "BatteryLow")) == []
+    assert m.handle(ev.PolicyChanged(replace(LOW, message="battery at 9 %"))) == []
     m.handle(ev.LinkLost())
-    assert m.handle(ev.Welcomed()) == [ev.AnnounceDraining("BatteryLow")]
-    assert m.handle(ev.PolicyChanged(True)) == [ev.Disconnect("PolicyAllowsWork")]
+    assert m.handle(ev.Welcomed()) == [ev.Restrain(replace(LOW, message="battery at 9 %"))]
+    m.handle(ev.Ordered(ORDER))
+    m.handle(ev.Finished(b"t1", 1))
+    assert m.handle(ev.PolicyChanged(ALLOWED)) == [ev.Restrain(ALLOWED)]
+    assert m.handle(ev.Leased((attempt(4),))) == [ev.Compute(attempt(4), ORDER)]
+
+
+def test_a_device_that_is_to_work_gently_says_so_and_works() -> None:
+    m = machine()
+    assert m.handle(ev.PolicyChanged(WARM)) == [ev.Restrain(WARM)]
+    assert m.handle(ev.Leased((attempt(1),))) == [ev.Compute(attempt(1), ORDER)]
+
+
+def test_a_pause_stops_getting_ready_and_its_end_begins_it_again() -> None:
+    m = Machine(LIMITS)
+    m.handle(ev.Welcomed())
+    assert m.handle(ev.Ordered(ORDER)) == [ev.Prepare(ORDER)]
+    assert m.handle(ev.PolicyChanged(LOW)) == [ev.Restrain(LOW), ev.Postpone("job")]
+    other = replace(ORDER, job="other")
+    assert m.handle(ev.Ordered(other)) == []
+    assert m.handle(ev.PolicyChanged(ALLOWED)) == [ev.Restrain(ALLOWED), ev.Prepare(ORDER), ev.Prepare(other)]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pocketgrid_agent import events as ev
 from pocketgrid_agent.events import Attempt, Order
 from pocketgrid_agent.machine import TOLERANCE, Limits, Machine
+from pocketgrid_agent.policy import ALLOWED, Level, Verdict
 
 JOBS = ("a", "b")
 LIMITS = Limits(slots=2, credit_shards=4, credit_bytes=1000, held_bytes=500)
@@ -47,10 +48,11 @@ class World(RuleBasedStateMachine):
             case ev.Prepare(wanted):
                 assert wanted.job not in self.preparing
                 self.preparing.add(wanted.job)
-            case ev.Dismiss(job):
+            case ev.Dismiss(job) | ev.Postpone(job):
                 self.preparing.discard(job)
             case ev.Compute(attempt, wanted):
                 assert attempt.job == wanted.job
+                assert self.machine.verdict.allowed, "begun in a pause"
                 assert attempt.token not in self.begun, "begun twice"
                 assert attempt.token not in self.given_back, "given back and computed"
                 shard = (attempt.job, attempt.shard)
@@ -85,7 +87,7 @@ class World(RuleBasedStateMachine):
                 assert all(self.leased[t].job == job for t in tokens)
                 assert not set(tokens) & self.begun, "computed and given back"
                 self.given_back.update(tokens)
-            case ev.Report() | ev.AnnounceDraining():
+            case ev.Report() | ev.AnnounceDraining() | ev.Restrain():
                 assert self.attached
             case ev.Disconnect():
                 self.attached = False
@@ -206,7 +208,7 @@ class World(RuleBasedStateMachine):
 
     @rule(allowed=st.booleans())
     def policy(self, allowed: bool) -> None:
-        self.feed(ev.PolicyChanged(allowed, "" if allowed else "TooHot"))
+        self.feed(ev.PolicyChanged(ALLOWED if allowed else Verdict(Level.PAUSE, "TooHot", "very")))
 
     # ---- laws ----
 
@@ -214,6 +216,11 @@ class World(RuleBasedStateMachine):
     def the_slots_agree(self) -> None:
         assert set(self.machine.running) == set(self.computing)
         assert self.machine.abandoned <= set(self.machine.running)
+
+    @invariant()
+    def whatever_is_wanted_is_being_prepared_unless_in_a_pause(self) -> None:
+        unprepared = {name for name, job in self.machine.jobs.items() if job.outcome is None}
+        assert self.preparing == (unprepared if self.machine.verdict.allowed else set())
 
     @invariant()
     def finished_results_are_held_until_settled(self) -> None:

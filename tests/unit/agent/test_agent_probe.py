@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pocketgrid_agent.probe import MachineFacts, probe
-from pocketgrid_agent.vitals import Battery, Vitals, VitalsReader, battery_of, termux_battery, termux_command
 
 X86_FLAGS = "flags : fpu sse4_2 avx avx2 fma f16c avx512f avx512_vnni"
 ARM_FEATURES = "Features : fp asimd evtstrm aes asimdhp asimddp i8mm"
@@ -154,71 +153,3 @@ def test_this_machine_can_be_probed() -> None:
     assert facts.cores >= 1
     assert facts.memory_bytes > 0
     json.dumps(facts.as_dict())
-
-
-def read(root: Path, **given: object) -> Vitals:
-    return VitalsReader(root, now=lambda: 0.0, **given).read()  # type: ignore[arg-type]
-
-
-def test_what_cannot_be_read_is_unknown(tmp_path: Path) -> None:
-    vitals = read(tmp_path)
-    assert vitals == Vitals()
-    assert vitals.temperature_celsius is None
-
-
-def test_vitals_of_a_board(tmp_path: Path) -> None:
-    vitals = read(tree(tmp_path, RASPBERRY))
-    assert vitals == Vitals(load1=0.52, memory_available_bytes=3500000 * 1024, processor_celsius=51.608, network="wifi")
-
-
-def test_vitals_of_a_laptop_leave_out_mouse_and_broken_sensors(tmp_path: Path) -> None:
-    vitals = read(tree(tmp_path, LAPTOP))
-    assert (vitals.battery_percent, vitals.charging, vitals.battery_celsius) == (42.0, False, 31.2)
-    assert vitals.processor_celsius == 67.0
-    assert vitals.temperature_celsius == 67.0
-    assert vitals.network == "ethernet"
-
-
-@pytest.mark.parametrize(
-    ("status", "charging"),
-    [("Charging", True), ("Full", True), ("Not charging", True), ("Discharging", False), ("Unknown", None)],
-)
-def test_charging_means_plugged_in(tmp_path: Path, status: str, charging: bool | None) -> None:
-    files = {"sys/class/power_supply/b/type": "Battery", "sys/class/power_supply/b/status": status}
-    battery = battery_of(tree(tmp_path, files))
-    assert battery is not None
-    assert battery.charging is charging
-    assert battery.percent is None
-
-
-def test_a_phone_that_hides_its_battery_is_asked_through_termux_and_not_too_often(tmp_path: Path) -> None:
-    clock = [0.0]
-    asked = []
-
-    def ask() -> str:
-        asked.append(clock[0])
-        return '{"percentage": 81, "plugged": "UNPLUGGED", "status": "DISCHARGING", "temperature": 29.5}'
-
-    reader = VitalsReader(tree(tmp_path, PHONE), ask_termux=ask, now=lambda: clock[0])
-    assert reader.read().battery_percent == 81.0
-    clock[0] = 10.0
-    assert (reader.read().charging, reader.read().battery_celsius) == (False, 29.5)
-    clock[0] = 40.0
-    reader.read()
-    assert asked == [0.0, 40.0]
-
-
-@pytest.mark.parametrize("text", [None, "", "[]", "nonsense", "{}", '{"percentage": "much"}', '{"percentage": -1}'])
-def test_answers_of_termux_that_make_no_sense_are_unknown(text: str | None) -> None:
-    assert termux_battery(text) == Battery()
-
-
-def test_the_termux_command_is_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert termux_command() is None
-    command = tmp_path / "termux-battery-status"
-    command.write_text("#!/bin/sh\necho '{\"percentage\": 7}'\n")
-    command.chmod(0o755)
-    ask = termux_command()
-    assert ask is not None
-    assert termux_battery(ask()) == Battery(percent=7.0)

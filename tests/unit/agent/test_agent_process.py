@@ -468,8 +468,10 @@ async def test_policy_keeps_the_device_attached_and_without_work(peer: GatewayPe
     agent.extra = ("--min-memory", "1000Ti")
     await agent.start()
     stream = await attached(peer)
-    await until(lambda: bool(stream.of("draining")), "draining")
-    assert stream.of("draining")[0].reason == "MemoryLow"
+    await until(lambda: bool(stream.of("restraint")), "restraint")
+    restraint = stream.of("restraint")[0]
+    assert (restraint.level, restraint.reason) == (pb.Restraint.LEVEL_PAUSED, "MemoryLow")
+    assert "MiB available" in restraint.message
     await lease(stream, dense_shard(0))
     await until(lambda: bool(stream.of("returned")), "returned work")
     assert stream.of("returned")[0].reason == "MemoryLow"
