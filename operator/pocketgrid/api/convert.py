@@ -122,16 +122,29 @@ def resolve_uris(body: Body, base: Path) -> Body:
     """Copy an InferenceJob with relative places made absolute, as seen from the folder `base`.
 
     ``file:name`` and a text without scheme are paths; everything else stays as it is.
+
+    Raises:
+        InvalidSpecError: a path is none that a file system could have.
     """
     spec = body.get("spec")
     if not isinstance(spec, Mapping):
         return body
     resolved: Any = spec
     for steps in URI_FIELDS:
-        resolved = _replace(resolved, steps, lambda uri: _absolute(uri, base))
+        resolved = _resolve(resolved, steps, lambda uri: _absolute(uri, base))
     for steps in DATA_FIELDS:
-        resolved = _replace(resolved, steps, lambda uri: _absolute_pattern(uri, base))
+        resolved = _resolve(resolved, steps, lambda uri: _absolute_pattern(uri, base))
     return {**body, "spec": resolved}
+
+
+def _resolve(spec: Any, steps: tuple[str, ...], change: Callable[[str], str]) -> Any:
+    try:
+        return _replace(spec, steps, change)
+    except (OSError, ValueError) as error:  # zero bytes, halves of characters, names that are too long, loops of links
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidSpecError(
+            RefusalReason.INVALID_FIELD, f"cannot be a path: {reason}", field=".".join(("spec", *steps))
+        ) from error
 
 
 def _replace(value: Any, steps: tuple[str, ...], change: Callable[[str], str]) -> Any:
