@@ -19,6 +19,7 @@ from hack.bench.errors import BenchError
 from hack.bench.workloads import Workload
 from hack.controlplane.child import Child
 from hack.controlplane.errors import last_lines
+from pocketgrid.storage.logentries import COMMIT, Commit, decode_line
 
 READY_DEADLINE_S = 60.0
 JOB_DEADLINE_S = 600.0
@@ -172,7 +173,8 @@ def committed_shards(output: Path) -> int:
     """How many shards the commit log of a job speaks of, read as any other process could."""
     count = 0
     for segment in output.glob(SEGMENTS):
-        count += segment.read_bytes().count(b'"kind":"commit"')
+        # Each line begins with a checksum and a space.
+        count += segment.read_bytes().count(b" " + COMMIT)
     return count
 
 
@@ -218,8 +220,8 @@ def _understand(
 def _compute_s(output: Path) -> float:
     total_us = 0
     for segment in output.glob(SEGMENTS):
-        for line in segment.read_text().splitlines():
-            _, _, entry = line.partition(" ")
-            if '"kind":"commit"' in entry:
-                total_us += json.loads(entry)["compute_us"]
+        for line in segment.read_bytes().splitlines():
+            entry = decode_line(line)
+            if isinstance(entry, Commit):
+                total_us += entry.compute_us
     return total_us / 1e6

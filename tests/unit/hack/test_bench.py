@@ -25,6 +25,7 @@ from hack.bench.measurements import ALL, Conditions
 from hack.bench.measurements.agent_loss import release_times
 from hack.bench.measurements.base import Round, play_rounds
 from hack.bench.progress import Progress
+from pocketgrid.storage.logentries import Commit, encode_line, segment_name
 
 ROOT = Path(__file__).parents[3]
 DEFINITIONS = [definition for measurement in ALL for definition in measurement.definitions]
@@ -248,8 +249,9 @@ def test_commits_are_counted_in_all_segments(tmp_path):
     log = tmp_path / "_pocketgrid" / "log"
     log.mkdir(parents=True)
     assert committed_shards(tmp_path) == 0
-    (log / "E1-S1.log").write_text('x {"kind":"header"}\nx {"kind":"commit","shard":1}\n')
-    (log / "E1-S2.log").write_text('x {"kind":"commit","shard":2}\nx {"kind":"comm')
+    commits = [encode_line(Commit(shard, 1, 1, 8, 0, 500, segment_name(1, 1), 0, 64, 60, 0)) for shard in (1, 2)]
+    (log / "E1-S1.log").write_bytes(b'00000000 {"kind":"plan"}\n' + commits[0])
+    (log / "E1-S2.log").write_bytes(commits[1] + commits[0][:10])
     assert committed_shards(tmp_path) == 2
 
 
