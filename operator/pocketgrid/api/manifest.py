@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
         self._composed = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         self._depth += 1
         self._composed += 1
         if self._depth > MOST_DEPTH or self._composed > MOST_NODES:

@@ -107,7 +107,19 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise InvalidSpecError(
             Refusal.NOT_AN_ONNX_MODEL, f"{path.name} is not an ONNX model: it has no graph", field=_FIELD
         )
+    # ONNX is proto2, which takes any bytes for text and hands out as bytes what is none.
+    if not all(isinstance(name, str) for name in _names(model.graph)):
+        raise InvalidSpecError(
+            Refusal.NOT_AN_ONNX_MODEL, f"{path.name} is damaged: a name in its graph is not text", field=_FIELD
+        )
     return model
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[object]:
+    yield from (tensor.name for tensor in graph.initializer)
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
 def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec | str:
@@ -118,12 +130,19 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec | str:
     tensor = value.type.tensor_type
     dtype = _DTYPES.get(tensor.elem_type)
     if dtype is None:
-        import onnx
-
-        return f"holds {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}, which does not travel"
+        return f"holds {_type_name(tensor.elem_type)}, which does not travel"
     if not tensor.HasField("shape"):
         return "has an unknown number of axes"
     return TensorSpec(value.name, dtype, tuple(_dim(d) for d in tensor.shape.dim))
+
+
+def _type_name(number: int) -> str:
+    import onnx
+
+    try:
+        return onnx.TensorProto.DataType.Name(number).lower()
+    except ValueError:
+        return f"elements of type {number}"
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:

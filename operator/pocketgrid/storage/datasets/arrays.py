@@ -13,11 +13,13 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 
 from pocketgrid.errors import InvalidSpecError
+from pocketgrid.loglines import one_line
 from pocketgrid.model.tensors import DTYPES
 from pocketgrid.storage.datasets.base import OTHER, STRING, ColumnInfo, DataSet, Rows, Values
 from pocketgrid.storage.locations import Source, SourceFile
@@ -28,6 +30,7 @@ ARRAY_COLUMN = "data"
 UNPACKED_LIMIT_BYTES = 2 << 30
 
 _HEADER_LIMIT_BYTES = 1 << 16
+_LONGEST_REASON = 300
 _LOCAL_FILE_HEADER_BYTES = 30
 _NAME_AND_EXTRA_LENGTH = struct.Struct("<HH")  # at byte 26 of a zip member's local header (APPNOTE 4.3.7)
 
@@ -161,8 +164,11 @@ def _read_header(name: str, source: Source, begin: int, end: int) -> _Array:
             shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
         else:
             raise ValueError(f"version {version} of the format is not supported")
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise _wrong_format(source, str(error)) from error
+        if any(length < 0 for length in shape):
+            raise ValueError(f"no array has the shape {shape}")
+    # The header is a Python literal, and damaged ones fail in all the ways in which Python can fail to read one.
+    except (ValueError, SyntaxError, TypeError, TokenError, RecursionError, MemoryError) as error:
+        raise _wrong_format(source, one_line(str(error), _LONGEST_REASON)) from error
     offset = begin + stream.tell()
     if not dtype.hasobject and offset + math.prod(shape) * dtype.itemsize > end:
         raise _wrong_format(source, f"array {name!r} of shape {shape} is longer than the file")
