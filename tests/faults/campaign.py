@@ -13,10 +13,10 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.faults.checker import Report, check_run
+from tests.faults.checker import Report, check_logs, check_run
 from tests.faults.clock_library import clock_library
 from tests.faults.nursery import Nursery
 from tests.faults.schedule import AGENTS, Fault, Schedule
@@ -82,6 +82,8 @@ async def run_schedule(schedule: Schedule, job: Job, nursery: Nursery, folder: P
         report = Report(f"progress: the job ended as {world.outcome()}")
     else:
         report = await asyncio.to_thread(check_run, world.histories, world.expected)
+        if not report.problem:
+            report = replace(report, problem=check_logs(sorted(folder.glob("*.log"))))
     if report.problem:
         lines = "\n".join(str(fault) for fault in schedule.faults)
         (folder / "violation.txt").write_text(f"{report.text(schedule.seed)}\n\nfaults:\n{lines}\n")

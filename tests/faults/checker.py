@@ -115,6 +115,16 @@ def check_run(histories: Iterable[Path], expected: Expected) -> Report:
     return Report(problem, work=work)
 
 
+def check_logs(files: Iterable[Path]) -> str:
+    """Whether no process stumbled over what it did not foresee; empty if none did."""
+    for file in files:
+        text = file.read_text(errors="replace")
+        if "Traceback (most recent call last)" in text:
+            at = text.index("Traceback (most recent call last)")
+            return f"unforeseen: {file.name}: {text[at : at + 3000]}"
+    return ""
+
+
 def check_output(expected: Expected) -> str:
     """Whether the output holds each row once, in order, with its own result; empty if so."""
     import pyarrow.dataset as ds

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import random
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +24,7 @@ import numpy as np
 
 from pocketgrid.gateway.identity import load_identity
 from pocketgrid.settings import EngineSettings, GatewaySettings
+from pocketgrid_agent.engine_facts import known_facts
 from tests.faults.checker import Expected
 from tests.faults.nursery import Birth, Nursery, Process
 from tests.faults.proxy import CLEAR, Conditions, FaultProxy
@@ -140,6 +142,9 @@ def make_job(
     )
     values = np.arange(shards * per_shard * width, dtype=np.float32).reshape(-1, width)
     np.save(folder / "values.npy", values)
+    # What an agent finds out about its engine at its first start costs a process of its own; here all have been before.
+    (folder / "agent").mkdir()
+    known_facts(folder / "agent")
     return Job(folder, values, per_shard)
 
 
@@ -471,6 +476,8 @@ class World:
             "--history", str(self._folder / f"history-{name}.jsonl"), "--log-level", "info",
             "--journal-budget", str(self._timing.ahead_bytes), "--memory-budget", str(self._timing.memory_bytes),
         ]  # fmt: skip
+        if not (folder / "state").exists():
+            shutil.copytree(self._job.folder / "agent", folder / "state")
         clock = device.folder / "clock"
         if not clock.exists():
             _set_clock(device, 0.0)
