@@ -115,7 +115,7 @@ class Processes:
     def history(self, name: str) -> Path:
         return self.world.folder / f"{name}-history.jsonl"
 
-    def agent(self, name: str) -> Process:
+    def agent(self, name: str, *options: str) -> Process:
         home = self.world.folder / name
         arguments = [
             "pocketgrid_agent",
@@ -125,6 +125,7 @@ class Processes:
             "--name", self.world.name(name), "--owner", self.world.mark, "--kind", "phone",
             "--threads", "1",
             "--state-dir", str(home), "--cache-dir", str(home / "models"),
+            *options,
         ]  # fmt: skip
         return self._add(Process(name, self.world.folder, arguments, {}))
 

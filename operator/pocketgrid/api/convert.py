@@ -113,8 +113,12 @@ def to_hardware_class(body: Body) -> HardwareClass:
 
 def refusal(violations: list[Violation]) -> InvalidSpecError:
     """The error that tells of `violations`, which must not be empty."""
-    first, *others = violations
-    more = f" (and {len(others)} more problem{'s' if len(others) > 1 else ''})" if others else ""
+    first = violations[0]
+    if first.reason == RefusalReason.MISSING_FIELD:
+        # A misspelt field is missing as well, and more to the point.
+        first = next((v for v in violations if v.reason == RefusalReason.UNKNOWN_FIELD), first)
+    others = len(violations) - 1
+    more = f" (and {others} more problem{'s' if others > 1 else ''})" if others else ""
     return InvalidSpecError(first.reason, first.message + more, field=first.field)
 
 

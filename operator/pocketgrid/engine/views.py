@@ -99,7 +99,10 @@ def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher) -> Explanation 
             if (order := r.orders.get(job.uid)) is not None and order.message and not r.ready_for(job.uid)
         }
         if len(failed) == len(able):
-            return Explanation("ModelLoadFailed", f"no device could load the model: {summarise_reasons(failed)}")
+            remedy = "attach a device that can, or export the model for these; each tries again from time to time"
+            return Explanation(
+                "ModelLoadFailed", f"no device could load the model: {summarise_reasons(failed)}; {remedy}"
+            )
         sick = {str(r.name): (r.setbacks[job.uid].why,) for r in able if job.uid in r.setbacks}
         if len(sick) == len(able):
             return Explanation("DevicesFailing", f"every device fails at it: {summarise_reasons(sick)}")

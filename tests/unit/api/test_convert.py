@@ -115,6 +115,14 @@ def test_the_first_problem_is_told_and_the_others_counted() -> None:
     assert str(caught.value) == "spec.priority: must be a whole number, not 'a' (and 2 more problems)"
 
 
+def test_a_misspelt_field_is_told_before_the_one_it_leaves_missing() -> None:
+    body = minimal_job()
+    body["spec"]["model"]["sha265"] = body["spec"]["model"].pop("sha256")
+    with pytest.raises(InvalidSpecError, match="did you mean sha256") as caught:
+        to_job_spec(body)
+    assert (caught.value.reason, caught.value.field) == ("UnknownField", "spec.model.sha265")
+
+
 def test_a_path_is_written_as_kubernetes_writes_it() -> None:
     with pytest.raises(InvalidSpecError) as caught:
         to_job_spec(minimal_job({"spec.input.columns[0].input": ""}))
