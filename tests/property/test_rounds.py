@@ -1,5 +1,6 @@
-"""A round over columns says what the simple rule says, device after device, for any fleet and any jobs."""
+"""A round over columns says what the simple rule says of each device, for any fleet and any jobs."""
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.planning.columns import FAILED, NONE, ORDERED, READY, FleetColumns
 from pocketgrid.planning.dispatch import DeviceLoad, Grant, JobDemand, Prepare, decide
-from pocketgrid.planning.rounds import JobState, Round, plan_round
+from pocketgrid.planning.rounds import HANDS, SMALLEST_HAND, JobState, Round, plan_round
 from pocketgrid.planning.speed import SpeedEstimate
 
 NOW = 1000.0
@@ -55,7 +56,7 @@ def a_fleet(rng: random.Random, devices: int, states: list[JobState], *, variety
             job.until[row] = rng.choice([NOW - 5, NOW, NOW + 5])
             job.paused[row] = rng.choice([0.0, 0.0, 0.0, NOW, NOW + 5])
             job.seat[row] = rng.random() < 0.5
-            if order == READY and rng.random() < 0.95:
+            if order == READY or rng.random() < 0.2:
                 job.seconds[row] = 10.0 ** rng.uniform(-4, 1)
             if state.pending_shards is not None and rng.random() < 0.3:
                 job.held[row] = min(rng.randrange(4), columns.credit_shards[row] - columns.held[row])
@@ -126,29 +127,34 @@ def demands_of(columns: FleetColumns, states: list[JobState], row: int) -> list[
 
 
 def follows_the_rule(columns: FleetColumns, states: list[JobState], made: Round) -> list[JobState]:
-    """Replay a round decision by decision with `decide`; the jobs as they are afterwards."""
-    states = list(states)
+    """Replay a round with `decide`, hand by hand; the jobs as they are afterwards."""
+    now_standing = list(states)
     index_of = {state.uid: index for index, state in enumerate(states)}
-    for row, index, shards in zip(made.rows.tolist(), made.jobs.tolist(), made.shards.tolist(), strict=True):
-        load = load_of(columns, states, row)
-        match decide(load, demands_of(columns, states, row)):
-            case None:
-                assert index == -1
-                continue
-            case Prepare(job=uid):
-                assert (index, shards) == (index_of[uid], 0)
-            case Grant(job=uid, shards=count):
-                assert (index, shards) == (index_of[uid], count)
-                assert load.leased_shards + count <= load.credit_shards
-        state = states[index]
-        assert state.pending_shards is None or shards <= state.pending_shards
-        states[index] = replace(
-            state,
-            pending_shards=None if state.pending_shards is None else state.pending_shards - shards,
-            active_shards=state.active_shards + shards,
-            working=state.working + (uid not in load.jobs),
-        )
-    return states
+    hands = [*made.hands, len(made.rows)]
+    for start, stop in itertools.pairwise(hands):
+        seen = list(now_standing)
+        for at in range(start, stop):
+            row, index, shards = int(made.rows[at]), int(made.jobs[at]), int(made.shards[at])
+            load = load_of(columns, states, row)
+            match decide(load, demands_of(columns, seen, row)):
+                case None:
+                    assert index == -1
+                    continue
+                case Prepare(job=uid):
+                    assert (index, shards) == (index_of[uid], 0)
+                case Grant(job=uid, shards=count):
+                    assert index == index_of[uid]
+                    assert shards == min(count, now_standing[index].pending_shards or 0)
+                    assert 0 < shards <= load.credit_shards - load.leased_shards
+            state = now_standing[index]
+            assert uid in load.jobs or not state.max_nodes or state.working < state.max_nodes, "no seat is left"
+            now_standing[index] = replace(
+                state,
+                pending_shards=None if state.pending_shards is None else state.pending_shards - shards,
+                active_shards=state.active_shards + shards,
+                working=state.working + (uid not in load.jobs),
+            )
+    return now_standing
 
 
 worlds = st.tuples(st.randoms(use_true_random=False), st.integers(0, 5))
@@ -158,7 +164,7 @@ large_worlds = st.tuples(st.integers(0, 1 << 32).map(random.Random), st.integers
 
 @given(worlds, st.integers(0, 25), st.sampled_from([0.1, 0.5, 1.0]))
 @settings(max_examples=150, deadline=None)
-def test_a_round_is_the_simple_rule_applied_device_after_device(world, devices: int, variety: float) -> None:
+def test_a_round_is_the_simple_rule_applied_to_each_device(world, devices: int, variety: float) -> None:
     rng, jobs = world
     states = [a_state(rng, index) for index in range(jobs)]
     columns = a_fleet(rng, devices, states, variety=variety)
@@ -170,14 +176,13 @@ def test_a_round_is_the_simple_rule_applied_device_after_device(world, devices: 
 
 @given(large_worlds, st.sampled_from([0.0, 0.02, 0.3]))
 @settings(max_examples=30, deadline=None)
-def test_long_runs_of_devices_that_are_alike_follow_it_too(world, variety: float) -> None:
+def test_rounds_of_many_hands_follow_it_too(world, variety: float) -> None:
     rng, jobs = world
     states = [a_state(rng, index) for index in range(jobs)]
     columns = a_fleet(rng, 300, states, variety=variety)
     made = plan_round(columns, states, columns.select(np.ones(columns.capacity, np.bool_)), NOW)
-    after = follows_the_rule(columns, states, made)
-    for before, state in zip(states, after, strict=True):
-        assert not state.max_nodes or state.working <= max(state.max_nodes, before.working)
+    follows_the_rule(columns, states, made)
+    assert sorted(made.rows.tolist()) == sorted(columns.select(columns.present).tolist())
 
 
 @given(large_worlds)
@@ -226,7 +231,7 @@ def test_unprepared_devices_are_dealt_out_evenly_and_important_jobs_come_first(d
     rows = columns.select(np.ones(columns.capacity, np.bool_))
     counts = np.bincount(plan_round(columns, states, rows, NOW).jobs, minlength=jobs)
     assert counts.sum() == devices
-    assert counts.max() - counts.min() <= 1
+    assert counts.max() - counts.min() <= max(SMALLEST_HAND, -(-devices // HANDS))
     urgent = [replace(states[0], priority=1, max_nodes=3), *states[1:]]
     counts = np.bincount(plan_round(columns, urgent, rows, NOW).jobs, minlength=jobs)
     assert counts[0] == min(3, devices)

@@ -37,7 +37,7 @@ class JobColumns:
     """What planning knows of all devices as regards one job.
 
     Attributes:
-        order: NONE, ORDERED, READY or FAILED.
+        order: NONE, ORDERED, READY or FAILED; who is READY has a speed.
         until: while ORDERED, when the device is no longer waited for; if FAILED, when it may try again; monotonic s.
         paused: until then the device is left alone after a failure, monotonic s.
         seconds: per item, of one slot; not a number where unknown.
@@ -111,6 +111,7 @@ class FleetColumns:
     _keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(_FIRST_CAPACITY, np.uint64))
     _free: list[int] = field(default_factory=list)
     _canonical: Rows | None = None
+    _places: Rows = field(default_factory=lambda: np.zeros(_FIRST_CAPACITY, np.intp))
 
     @property
     def capacity(self) -> int:
@@ -161,13 +162,17 @@ class FleetColumns:
         if self._canonical is None:
             rows = np.fromiter(self.rows.values(), np.intp, len(self.rows))
             self._canonical = rows[np.argsort(self._keys[rows], kind="stable")]
+            self._places = np.zeros(self.capacity, np.intp)
+            self._places[self._canonical] = np.arange(len(rows))
         return self._canonical
 
     def select(self, mask: NDArray[np.bool_]) -> Rows:
         """Rows of the present devices for which `mask`, shape (capacity,), holds; canonical order."""
         canonical = self.canonical()
-        wanted: Rows = canonical[(mask & self.present)[canonical]]
-        return wanted
+        wanted = np.flatnonzero(mask & self.present)
+        if 4 * len(wanted) > len(canonical):
+            return canonical[(mask & self.present)[canonical]]
+        return wanted[np.argsort(self._places[wanted])]
 
     def rows_of(self, names: Iterable[DeviceName]) -> Rows:
         """Rows of the present ones among these devices, in canonical order."""
@@ -182,6 +187,14 @@ class FleetColumns:
         anything: a pause is over, a seat is free.
         """
         return self.select(self.held < 2 * self.slots)
+
+    def total_speed(self, uid: JobUid, now: float) -> float:
+        """What the present devices that have a job's model and may work for it deliver together, items per second."""
+        job = self.jobs.get(uid)
+        if job is None:
+            return 0.0
+        able = np.flatnonzero((job.order == READY) & self.present & (now >= job.paused))
+        return float(np.sum(self.slots[able] / job.seconds[able]))
 
     def _grow(self, capacity: int) -> None:
         for name in ("present", "profile", "slots", "credit_shards", "credit_bytes", "held", "_keys"):

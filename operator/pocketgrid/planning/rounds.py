@@ -1,10 +1,10 @@
-"""One decision for each of many devices at once: what `dispatch.decide` would say, device after device.
+"""One decision for each of many devices at once: what `dispatch.decide` says, a hand of devices at a time.
 
-`decide` is the rule; this is a faster way to follow it. Each device sees the jobs as those before it have left them:
-fewer shards to be had, more devices at work, seats taken. What makes that fast is that a device's own part (has it the
-model, is it hungry, how large would its lease be) does not depend on the others, so it is computed for all in columns;
-and that devices for which it comes out alike take the same decision one after the other until some job's state turns
-the order of jobs round or a job has no more to give. Such runs are found by arithmetic instead of one by one.
+`decide` is the rule; this is a faster way to follow it. A device's own part (has it the model, is it hungry, how large
+would its lease be) does not depend on other devices, so it is computed for all in columns. What does depend on them is
+how the jobs stand: how many devices each has, which of its shards and seats are left. Therefore devices are dealt with
+in hands. Those of one hand see the jobs as they stand when it begins; if a job has nothing left when a device's turn
+comes, the device is looked at again in the next hand. The more hands, the more evenly equal jobs share the devices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from pocketgrid.model.ids import JobUid
 from pocketgrid.planning.columns import ORDERED, READY, FleetColumns, JobColumns, Rows
 from pocketgrid.planning.dispatch import REFILL_BELOW, ROUNDING
 
-_UNLIMITED = 1 << 60
+HANDS = 12
+"""By a part of so many, jobs of one importance may be served unequally in a round; the next ones make up for it."""
+
+SMALLEST_HAND = 8
+
+_NEVER = np.iinfo(np.int64).max
+_MOST_DEVICES = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +61,23 @@ class Round:
         rows: devices, shape (n,).
         jobs: index into the states that were given, or -1 if there is nothing to do; shape (n,).
         shards: how many to hand out; 0: let the device load the model; shape (n,).
+        hands: where each hand begins.
     """
 
     rows: Rows
     jobs: NDArray[np.intp]
     shards: NDArray[np.int64]
+    hands: tuple[int, ...]
 
     def decisions(self) -> list[tuple[int, int, int]]:
         """(row, job, shards) of the devices for which there is something to do."""
         some = self.jobs >= 0
-        return list(
-            zip(self.rows[some].tolist(), self.jobs[some].tolist(), self.shards[some].tolist(), strict=True),
-        )
+        chosen = (self.rows[some].tolist(), self.jobs[some].tolist(), self.shards[some].tolist())
+        return list(zip(*chosen, strict=True))
 
 
 class _Kind(IntEnum):
-    """What a job could be for a device."""
+    """What a job could be for a device. OWN: it counts as working for it."""
 
     NOTHING = 0
     PREPARE = 1
@@ -80,22 +87,150 @@ class _Kind(IntEnum):
     BUSY = 5
 
 
+_IS_OWN = np.array([kind in (_Kind.GRANT_OWN, _Kind.BUSY_OWN) for kind in _Kind])
+_IS_GRANT = np.array([kind in (_Kind.GRANT_OWN, _Kind.GRANT) for kind in _Kind])
+_IS_BUSY = np.array([kind in (_Kind.BUSY_OWN, _Kind.BUSY) for kind in _Kind])
+
+
+def plan_round(columns: FleetColumns, states: Sequence[JobState], rows: Rows, now: float) -> Round:
+    """Decide for the devices in `rows`; O(devices x jobs), in a few passes over columns for each job."""
+    table = _Table.build(columns, states, rows, now)
+    size = max(SMALLEST_HAND, -(-len(rows) // HANDS))
+    order: list[Rows] = []
+    jobs: list[NDArray[np.intp]] = []
+    shards: list[NDArray[np.int64]] = []
+    again = np.zeros(0, np.intp)
+    begun = 0
+    while len(again) or begun < len(rows):
+        fresh = np.arange(begun, min(begun + size, len(rows)))
+        begun += len(fresh)
+        hand = np.concatenate([again, fresh]) if len(again) else fresh
+        chosen, given, settled = table.play(hand)
+        order.append(hand[settled])
+        jobs.append(chosen[settled])
+        shards.append(given[settled])
+        again = hand[~settled]
+    if not order:
+        return Round(rows, np.zeros(0, np.intp), np.zeros(0, np.int64), ())
+    starts = np.cumsum([0, *(len(part) for part in order)])[:-1]
+    return Round(rows[np.concatenate(order)], np.concatenate(jobs), np.concatenate(shards), tuple(starts.tolist()))
+
+
+# ---- hands ----
+
+
 @dataclass(slots=True)
-class _Job:
-    """A job while the round goes on."""
+class _Table:
+    """The jobs that are in play and how they stand, and what each of them could be for each device.
 
-    index: int
-    state: JobState
-    pending: int | None
-    working: int
+    Attributes:
+        index: of each job in the states that were given; most important first, then oldest; shape (jobs,).
+        kinds, sizes: `_Kind` and size of a lease; shape (jobs, devices).
+        tier: rank of its priority, from 0.
+        pending: shards left, -1 while the cut is not chosen.
+        seats: how many more devices may begin to work for it.
+    """
 
-    def rank(self, kind: int) -> tuple[bool, int, int, float, str]:
-        others = self.working - (kind in (_Kind.GRANT_OWN, _Kind.BUSY_OWN))
-        return (self.pending == 0, -self.state.priority, others, self.state.created, self.state.uid)
+    index: NDArray[np.intp]
+    kinds: NDArray[np.uint8]
+    sizes: NDArray[np.int64]
+    tier: NDArray[np.int64]
+    working: NDArray[np.int64]
+    pending: NDArray[np.int64]
+    seats: NDArray[np.int64]
 
-    @property
-    def seats(self) -> int:
-        return max(self.state.max_nodes - self.working, 0) if self.state.max_nodes else _UNLIMITED
+    @classmethod
+    def build(cls, columns: FleetColumns, states: Sequence[JobState], rows: Rows, now: float) -> _Table:
+        loads = _loads(columns, states, rows)
+        profiles = columns.profile[rows]
+        index, kinds, sizes = [], [], []
+        for at in sorted(range(len(states)), key=lambda i: (-states[i].priority, states[i].created, states[i].uid)):
+            state = states[at]
+            if not state.wants_devices or (state.pending_shards == 0 and state.active_shards == 0):
+                continue
+            admitted = np.flatnonzero(state.admits[profiles])
+            if not len(admitted):
+                continue
+            kind, size = np.zeros(len(rows), np.uint8), np.zeros(len(rows), np.int64)
+            job = columns.job(state.uid)
+            kind[admitted], size[admitted] = _kinds(job, state, loads.of(admitted), rows[admitted], now)
+            index.append(at)
+            kinds.append(kind)
+            sizes.append(size)
+        chosen = [states[at] for at in index]
+        tiers = {priority: tier for tier, priority in enumerate(sorted({s.priority for s in chosen}, reverse=True))}
+        seats = [max(s.max_nodes - s.working, 0) if s.max_nodes else _MOST_DEVICES for s in chosen]
+        return cls(
+            index=np.array(index, np.intp),
+            kinds=np.array(kinds, np.uint8).reshape(len(index), len(rows)),
+            sizes=np.array(sizes, np.int64).reshape(len(index), len(rows)),
+            tier=np.array([tiers[s.priority] for s in chosen], np.int64),
+            working=np.array([s.working for s in chosen], np.int64),
+            pending=np.array([-1 if s.pending_shards is None else s.pending_shards for s in chosen], np.int64),
+            seats=np.array(seats, np.int64),
+        )
+
+    def play(self, hand: Rows) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.bool_]]:
+        """Decide for the devices at these positions: job, shards, and whether that is settled; shape (hand,) each."""
+        at, grants = self._choose(hand)
+        settled = np.ones(len(hand), np.bool_)
+        given = np.zeros(len(hand), np.int64)
+        guests = np.zeros(len(hand), np.bool_)
+        some = np.flatnonzero(at >= 0)
+        if not len(some):
+            return at, given, settled
+        jobs, takers = at[some], hand[some]
+        given[some] = np.where(grants[some], self.sizes[jobs, takers], 0)
+        guests[some] = ~_IS_OWN[self.kinds[jobs, takers]]
+        count = len(self.index)
+        wanted = np.bincount(jobs, given[some], count)
+        scarce = ((self.pending > 0) & (wanted > self.pending)) | (np.bincount(jobs, guests[some], count) > self.seats)
+        for job in np.flatnonzero(scarce).tolist():
+            self._share_out(job, np.flatnonzero(at == job), grants, guests, given, settled)
+        begun = np.bincount(jobs, (guests & settled)[some], count).astype(np.int64)
+        self.working += begun
+        self.seats -= np.where(self.seats < _MOST_DEVICES, begun, 0)
+        self.pending -= np.bincount(jobs, given[some], count).astype(np.int64)
+        return np.where(at >= 0, self.index[at], -1), given, settled
+
+    def _share_out(
+        self,
+        job: int,
+        takers: Rows,
+        grants: NDArray[np.bool_],
+        guests: NDArray[np.bool_],
+        given: NDArray[np.int64],
+        settled: NDArray[np.bool_],
+    ) -> None:
+        """Seats and shards of a job go to the first of `takers`; corrects what they are given, and who is settled."""
+        seated = ~guests[takers] | (np.cumsum(guests[takers]) <= self.seats[job])
+        wanted = np.where(seated, given[takers], 0)
+        left = self.pending[job] - (np.cumsum(wanted) - wanted)
+        settled[takers] = seated & (~grants[takers] | (left > 0))
+        given[takers] = np.where(settled[takers] & grants[takers], np.minimum(wanted, left), 0)
+
+    def _choose(self, hand: Rows) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """`decide` for a hand: which job (-1: none), and whether it is a grant; shape (hand,) each."""
+        count = len(self.index)
+        if not count:
+            return np.full(len(hand), -1, np.intp), np.zeros(len(hand), np.bool_)
+        kinds = self.kinds[:, hand]
+        own = _IS_OWN[kinds]
+        # `dispatch._rank` as one number: out of shards, priority, other devices, age.
+        tier = np.where(self.pending == 0, count + self.tier, self.tier)
+        others = (tier * _MOST_DEVICES + self.working)[:, None] - own
+        rank = others * count + np.arange(count)[:, None]
+        free = own | (self.seats > 0)[:, None]
+        stocked = free & (self.pending > 0)[:, None]
+        prepare = np.where(free & (kinds == _Kind.PREPARE), rank, _NEVER).min(axis=0)
+        grant = np.where(stocked & _IS_GRANT[kinds], rank, _NEVER).min(axis=0)
+        busy = np.where(stocked & _IS_BUSY[kinds], rank, _NEVER).min(axis=0)
+        grant = np.where(grant < busy, grant, _NEVER)
+        best = np.minimum(prepare, grant)
+        return np.where(best == _NEVER, -1, best % count).astype(np.intp), grant < prepare
+
+
+# ---- each device's own part ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,40 +254,6 @@ class _Loads:
             self.leased_bytes[at],
             self.backlog_s[at],
         )
-
-
-def plan_round(columns: FleetColumns, states: Sequence[JobState], rows: Rows, now: float) -> Round:
-    """Decide for the present devices in `rows`, in canonical order; O(devices x jobs) in a few passes over columns."""
-    loads = _loads(columns, states, rows)
-    profiles = columns.profile[rows]
-    codes = np.zeros(len(rows), np.intp)
-    signatures: list[tuple[int, ...]] = [()]
-    jobs: list[_Job] = []
-    sizes: list[NDArray[np.int64]] = []
-    # By importance, so that the order of groups follows from the jobs and not from the order they were given in.
-    for index in sorted(range(len(states)), key=lambda i: (-states[i].priority, states[i].created, states[i].uid)):
-        state = states[index]
-        if not state.wants_devices or (state.pending_shards == 0 and state.active_shards == 0):
-            continue
-        admitted = np.flatnonzero(state.admits[profiles])
-        if not len(admitted):
-            continue
-        kinds, size = np.zeros(len(rows), np.uint8), np.zeros(len(rows), np.int64)
-        kinds[admitted], size[admitted] = _kinds(columns.job(state.uid), state, loads.of(admitted), rows[admitted], now)
-        codes, signatures = _combined(codes, signatures, kinds)
-        jobs.append(_Job(index, state, state.pending_shards, state.working))
-        sizes.append(size)
-    order, bounds = _grouped(codes, len(signatures))
-    chosen = np.full(len(rows), -1, np.intp)
-    shards = np.zeros(len(rows), np.int64)
-    for number, signature in enumerate(signatures):
-        start, stop = bounds[number], bounds[number + 1]
-        if any(_Kind.PREPARE <= kind <= _Kind.GRANT for kind in signature):
-            _decide_group(jobs, sizes, signature, order[start:stop], chosen[start:stop], shards[start:stop])
-    return Round(rows[order], chosen, shards)
-
-
-# ---- each device's own part ----
 
 
 def _loads(columns: FleetColumns, states: Sequence[JobState], rows: Rows) -> _Loads:
@@ -188,14 +289,13 @@ def _kinds(
     order, until, held, seconds = job.order[rows], job.until[rows], job.held[rows], job.seconds[rows]
     free = ~job.barred(rows, now)
     ready = order == READY
-    able = ready & ~np.isnan(seconds)
     own = (held > 0) | ((order == ORDERED) & (now < until)) | (ready & job.seat[rows])
     if state.pending_shards == 0:
         free &= ~ready
     kinds = np.zeros(len(rows), np.uint8)
-    kinds[free & ~able & ~own] = _Kind.PREPARE
+    kinds[free & ~ready & ~own] = _Kind.PREPARE
     size = np.zeros(len(rows), np.int64)
-    willing = np.flatnonzero(free & able) if state.pending_shards else np.zeros(0, np.intp)
+    willing = np.flatnonzero(free & ready) if state.pending_shards else np.zeros(0, np.intp)
     if len(willing):
         theirs = loads.of(willing)
         room = _room(theirs, state)
@@ -237,129 +337,6 @@ def _wanted(loads: _Loads, state: JobState, seconds: NDArray[np.float64]) -> NDA
     left = (state.pending_shards or 0) + state.active_shards
     fair = left * np.minimum(1.0, rate / np.maximum(state.total_speed, rate)) - backlog / shard_s
     wanted = np.floor(np.minimum(by_time, fair) + ROUNDING)
+    # One shard behind each running one keeps a device busy while its answer travels.
     least = np.minimum(2 * slots, np.maximum(np.ceil(fair), slots)) - loads.leased
-    wanted = np.maximum(wanted, least)
-    return np.clip(wanted, -1, 1 << 40).astype(np.int64)
-
-
-# ---- groups of devices for which it comes out alike ----
-
-
-def _combined(
-    codes: NDArray[np.intp], signatures: list[tuple[int, ...]], kinds: NDArray[np.uint8]
-) -> tuple[NDArray[np.intp], list[tuple[int, ...]]]:
-    """Signatures longer by one job, numbered anew without gaps and in their own order."""
-    width = len(_Kind)
-    wide = codes * width + kinds
-    used = np.flatnonzero(np.bincount(wide, minlength=len(signatures) * width))
-    renumbered = np.zeros(len(signatures) * width, np.intp)
-    renumbered[used] = np.arange(len(used))
-    return renumbered[wide], [(*signatures[code // width], code % width) for code in used.tolist()]
-
-
-def _grouped(codes: NDArray[np.intp], groups: int) -> tuple[Rows, list[int]]:
-    """Positions sorted by group, otherwise as they were, and where each group begins."""
-    bounds = [0, *np.cumsum(np.bincount(codes, minlength=groups)).tolist()]
-    if groups == 1:
-        return np.arange(len(codes)), bounds
-    # Small integers are sorted by radix, several times faster than by comparison.
-    compact = codes.astype(np.uint16) if groups <= np.iinfo(np.uint16).max else codes
-    return np.argsort(compact, kind="stable"), bounds
-
-
-def _decide_group(
-    jobs: list[_Job],
-    sizes: list[NDArray[np.int64]],
-    signature: tuple[int, ...],
-    positions: Rows,
-    chosen: NDArray[np.intp],
-    shards: NDArray[np.int64],
-) -> None:
-    """Decide for devices with the same signature, one after the other in runs; writes `chosen` and `shards`."""
-    done = 0
-    while done < len(positions):
-        at = _first_choice(jobs, signature)
-        if at is None:
-            return
-        left = len(positions) - done
-        tied = _tied_preparations(jobs, signature, at)
-        if tied:
-            dealt = _deal(jobs, tied, left)
-            chosen[done : done + len(dealt)] = dealt
-            done += len(dealt)
-            continue
-        job, kind = jobs[at], signature[at]
-        run = min(left, _run_length(jobs, signature, at))
-        if kind != _Kind.PREPARE:
-            assert job.pending
-            ends = np.cumsum(sizes[at][positions[done : done + run]])
-            run = min(run, int(np.searchsorted(ends, job.pending)) + 1)
-            given = np.diff(np.minimum(ends[:run], job.pending), prepend=0)
-            shards[done : done + run] = given
-            job.pending -= int(given.sum())
-        if kind != _Kind.GRANT_OWN:
-            job.working += run
-        chosen[done : done + run] = job.index
-        done += run
-
-
-def _first_choice(jobs: list[_Job], signature: tuple[int, ...]) -> int | None:
-    """Which job `decide` would choose now, for a device of this signature."""
-    too_busy = False
-    for at in sorted((i for i, kind in enumerate(signature) if kind), key=lambda i: jobs[i].rank(signature[i])):
-        job, kind = jobs[at], signature[at]
-        if kind not in (_Kind.GRANT_OWN, _Kind.BUSY_OWN) and not job.seats:
-            continue
-        if kind == _Kind.PREPARE:
-            return at
-        if job.pending == 0 or too_busy:
-            continue
-        if kind in (_Kind.BUSY_OWN, _Kind.BUSY):
-            too_busy = True
-            continue
-        return at
-    return None
-
-
-def _run_length(jobs: list[_Job], signature: tuple[int, ...], at: int) -> int:
-    """How many devices in a row choose the job before another one's rank or its own seats make a difference."""
-    job, kind = jobs[at], signature[at]
-    if kind == _Kind.GRANT_OWN:
-        return _UNLIMITED
-    run = job.seats
-    mine = job.rank(kind)
-    for other, other_kind in enumerate(signature):
-        if other_kind == _Kind.NOTHING or other == at:
-            continue
-        theirs = jobs[other].rank(other_kind)
-        if mine[:2] == theirs[:2] and mine < theirs:
-            run = min(run, theirs[2] - mine[2] + (mine[3:] < theirs[3:]))
-    return run
-
-
-def _tied_preparations(jobs: list[_Job], signature: tuple[int, ...], at: int) -> list[int]:
-    """The jobs among which devices of this signature are dealt out, if the first choice is one of several such."""
-    tier = jobs[at].rank(signature[at])[:2]
-    same = [i for i, kind in enumerate(signature) if kind and jobs[i].rank(kind)[:2] == tier]
-    if len(same) < 2 or any(signature[i] != _Kind.PREPARE for i in same):
-        return []
-    return [i for i in same if jobs[i].seats]
-
-
-def _deal(jobs: list[_Job], tied: list[int], count: int) -> NDArray[np.intp]:
-    """Give each of `count` devices to the job with the fewest, then the oldest, while there are seats."""
-    pieces: list[NDArray[np.intp]] = []
-    ranked = sorted((jobs[i] for i in tied), key=lambda j: (j.state.created, j.state.uid))
-    while count and (open_jobs := [j for j in ranked if j.seats]):
-        lowest = min(j.working for j in open_jobs)
-        low = [j for j in open_jobs if j.working == lowest]
-        level = min((j.working for j in open_jobs if j.working > lowest), default=lowest + count)
-        rounds = min(level - lowest, count // len(low), *(j.seats for j in low))
-        # Less than a whole round: the oldest of them get what is left.
-        dealt = low[:count] if rounds == 0 else low
-        rounds = max(rounds, 1)
-        pieces.append(np.tile(np.array([j.index for j in dealt], np.intp), rounds))
-        for job in dealt:
-            job.working += rounds
-        count -= rounds * len(dealt)
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.intp)
+    return np.clip(np.maximum(wanted, least), -1, 1 << 40).astype(np.int64)
