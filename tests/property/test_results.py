@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pocketgrid.errors import StaleEpochError, StoreError
+from pocketgrid.errors import CorruptLogError, StaleEpochError, StoreError
 from pocketgrid.storage.results import ResultStore, ShardCommit, StoreLimits, verify
 from tests.unit.storage_write.result_builders import a_job, a_result, no_keys
 
@@ -539,9 +539,16 @@ def test_output_is_the_same_bytes_whatever_the_order_and_the_restarts(
         shutil.rmtree(root)
 
 
+def with_damage(data: bytes, rng: random.Random) -> bytes:
+    """`data` with one flipped bit, or with a run of other bytes."""
+    at = rng.randrange(len(data))
+    run = bytes([data[at] ^ 1 << rng.randrange(8)]) if rng.random() < 0.6 else rng.randbytes(rng.randint(1, 300))
+    return data[:at] + run[: len(data) - at] + data[at + len(run) :]
+
+
 @given(seed=st.integers(0, 2**32), where=st.sampled_from(["log", "staging"]))
 @settings(max_examples=60, deadline=None)
-def test_one_flipped_bit_is_mended_by_doing_shards_again(seed: int, where: str) -> None:
+def test_damage_is_mended_by_doing_shards_again_or_refused_by_name(seed: int, where: str) -> None:
     rng = random.Random(seed)
     root = Path(tempfile.mkdtemp(prefix="pocketgrid-flip-"))
     try:
@@ -559,11 +566,16 @@ def test_one_flipped_bit_is_mended_by_doing_shards_again(seed: int, where: str) 
         files = [p for p in (root / "out" / "_pocketgrid" / where).iterdir() if p.stat().st_size]
         if files:
             path = rng.choice(files)
-            data = bytearray(path.read_bytes())
-            at = rng.randrange(8 * len(data))
-            data[at // 8] ^= 1 << at % 8
-            path.write_bytes(data)
-        store = ResultStore.open(job, no_keys, limits=LIMITS)
+            path.write_bytes(with_damage(path.read_bytes(), rng))
+        refusal = ""
+        try:
+            store = ResultStore.open(job, no_keys, limits=LIMITS)
+        except CorruptLogError as error:
+            refusal = str(error)
+        if refusal:
+            assert where == "log"
+            assert "both copies of the header of" in refusal or "its plan is lost" in refusal
+            return
         if not store.recovered.per_shard:
             store.plan(PER_SHARD)
         todo, attempt = [n for n in range(SHARDS) if n not in store.recovered.committed], 100
