@@ -107,6 +107,7 @@ class GatewayPeer(rpc.DeviceGatewayServicer):
         settle: settle each result as committed at once.
         fetches: (digest, offset) of each FetchModel.
         cut_fetch_after: break each fetch after so many chunks, then forget this wish.
+        pause_fetch_after: send nothing more of a fetch after so many chunks; 0: send all.
     """
 
     def __init__(self, certificates: Certificates) -> None:
@@ -118,6 +119,7 @@ class GatewayPeer(rpc.DeviceGatewayServicer):
         self.settle = True
         self.fetches: list[tuple[str, int]] = []
         self.cut_fetch_after = 0
+        self.pause_fetch_after = 0
         self.heartbeat_ms = 200
         self.silence_ms = 8000
         self.on_results: Callable[[pb.Results], None] | None = None
@@ -203,6 +205,8 @@ class GatewayPeer(rpc.DeviceGatewayServicer):
             if self.cut_fetch_after and chunks == self.cut_fetch_after:
                 self.cut_fetch_after = 0
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "cut by the test")
+            if self.pause_fetch_after and chunks == self.pause_fetch_after:
+                await asyncio.Event().wait()  # until the agent hangs up
             await context.write(
                 pb.ModelChunk(
                     offset=offset,
@@ -222,12 +226,17 @@ def array(message: pb.Tensor) -> np.ndarray:
 
 @dataclass
 class AgentProcess:
-    """A real agent, as a subprocess with a home of its own."""
+    """A real agent, as a subprocess with a home of its own.
+
+    Attributes:
+        wrapper: a command that runs the command after it.
+    """
 
     peer: GatewayPeer
     home: Path
     port: int = 0
     extra: tuple[str, ...] = ()
+    wrapper: tuple[str, ...] = ()
     process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> AgentProcess:
@@ -242,6 +251,7 @@ class AgentProcess:
         }
         self.log = (self.home / "log").open("ab")
         self.process = await asyncio.create_subprocess_exec(
+            *self.wrapper,
             sys.executable,
             *("-m", "pocketgrid_agent", "--gateway", f"127.0.0.1:{self.port or self.peer.port}"),
             *("--ca-file", str(ca), "--name", "test-device", "--threads", "1", *self.extra),

@@ -13,7 +13,7 @@ import pytest
 
 from pocketgrid.errors import StoreError
 from pocketgrid.wire.v1 import agent_pb2 as pb
-from pocketgrid_agent import measure, tensors
+from pocketgrid_agent import compute, measure, tensors
 from pocketgrid_agent.batching import Array, BatchSize, RunError
 from pocketgrid_agent.compute import ComputePool, Done, Program
 from pocketgrid_agent.events import Attempt, Binding, Order, Output
@@ -113,6 +113,22 @@ def test_the_loop_is_woken_once_for_all_that_waits(pool: Pool) -> None:
     pool.pool.call(lambda: None).result(DEADLINE_S)  # behind all of them
     assert pool.wakes == 1
     assert len(pool.wait(50)) == 50
+
+
+@pytest.mark.parametrize("items", [8, 2], ids=["several micro-batches", "one micro-batch"])
+def test_a_device_that_works_gently_rests_and_says_how_slow_that_makes_it(pool: Pool, items: int) -> None:
+    pool.pool.duty = 0.25
+    pool.pool.submit(attempt(0, items=items), program(FakeModel(lambda _: time.sleep(0.02)), items=2))
+    compute_us = result_of(pool.wait(1)[0]).compute_us
+    working_us = 20_000 * items / 2
+    assert compute_us >= 3.9 * working_us, "three times as long at rest as at work, counted as the device's own time"
+
+
+def test_a_pause_between_micro_batches_holds_up_nobody_for_long(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "LONGEST_REST_SECONDS", 0.05)
+    pool.pool.duty = 0.001
+    pool.pool.submit(attempt(0, items=2), program(FakeModel(lambda _: time.sleep(0.02)), items=2))
+    assert result_of(pool.wait(1)[0]).compute_us < 5_000_000
 
 
 def test_short_memory_halves_the_micro_batch_and_keeps_it_so(pool: Pool) -> None:
