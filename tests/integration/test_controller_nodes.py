@@ -285,6 +285,47 @@ async def test_a_real_node_is_labelled_and_never_taken_over(operator: Operator) 
         await world.get(NODES, agent.name)
 
 
+async def test_of_two_devices_that_name_one_node_the_first_labels_it(operator: Operator) -> None:
+    world = operator.world
+    real = world.name("board")
+    await world.kubectl(
+        "create", "--filename=-", stdin={"apiVersion": "v1", "kind": "Node", "metadata": {"name": real}}
+    )
+    first, second = (operator.device(name, node_name=real, owner=name) for name in ("one", "another"))
+    first.attach()
+
+    async def owner() -> str:
+        return (await world.get(NODES, real))["metadata"].get("labels", {}).get("pocketgrid.dev/owner", "")
+
+    await eventually(owner, lambda name: name == "one")
+    second.attach()
+    edge, _ = await eventually(
+        lambda: world.get(EDGE_NODES, second.name), lambda e: has_condition(e, "NodeBound", "False/NodeConflict")
+    )
+    said = next(c["message"] for c in edge["status"]["conditions"] if c["type"] == "NodeBound")
+    assert first.name in said
+    assert real in said
+    assert await owner() == "one"
+    assert has_condition(await world.get(EDGE_NODES, first.name), "NodeBound", "True")
+    await first.vanish(forget=True)
+    await eventually(owner, lambda name: name == "another")
+    await eventually(lambda: world.get(EDGE_NODES, second.name), lambda e: has_condition(e, "NodeBound", "True"))
+
+
+async def test_a_name_longer_than_a_label_gets_a_node_all_the_same(operator: Operator) -> None:
+    world = operator.world
+    phone = operator.device(f"{'phone-of-somebody-who-likes-long-names-' * 2}x")
+    assert len(phone.name) > 63
+    phone.attach()
+    node, _ = await eventually(
+        lambda: world.get(NODES, phone.name), lambda n: "kubernetes.io/hostname" in n["metadata"].get("labels", {})
+    )
+    assert phone.name.startswith(node["metadata"]["labels"]["kubernetes.io/hostname"])
+    await eventually(lambda: world.get(EDGE_NODES, phone.name), lambda e: has_condition(e, "NodeBound", "True"))
+    await eventually(lambda: world.get(NODES, phone.name), lambda n: ready_condition(n).get("status") == "True")
+    await until_schedulable(operator, phone.name, True, within=5)
+
+
 async def test_a_missing_real_node_is_reported_and_not_created(operator: Operator) -> None:
     world = operator.world
     agent = operator.device("agent", node_name=world.name("nowhere"))

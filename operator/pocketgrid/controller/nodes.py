@@ -85,6 +85,7 @@ class NodeKeeper:
         self._rng = rng
         self._kept: dict[DeviceName, _Kept] = {}
         self._named: set[str] = set()
+        self._stands_for: dict[str, DeviceName] = {}
         self._refused: dict[DeviceName, Explanation] = {}
         self._began = clock.monotonic()
         # A node controller takes a renewal for one only if its time is later than the last one's.
@@ -165,6 +166,7 @@ class NodeKeeper:
 
     def look(self, views: Mapping[DeviceName, DeviceView]) -> None:
         """Compare all devices with their Nodes and begin the writes that are due. Never blocks."""
+        self._look_who_stands_for_what(views)
         for name, view in views.items():
             if self._engine.deregistered_boot(name) == view.identity.boot_id:
                 self.obstacles[name] = Explanation(
@@ -175,6 +177,17 @@ class NodeKeeper:
             else:
                 self._look_at_kept(view)
         self._look_at_left_over(views)
+
+    def _look_who_stands_for_what(self, views: Mapping[DeviceName, DeviceView]) -> None:
+        """Of several devices that name one Node, the one that was first goes on to label it, as long as it is there."""
+        for node, device in list(self._stands_for.items()):
+            view = views.get(device)
+            if view is None or view.identity.node_name != node or view.presence is Presence.LOST:
+                del self._stands_for[node]
+        for name in sorted(views):
+            node, present = views[name].identity.node_name, views[name].presence is Presence.CONNECTED
+            if node and present and self._engine.deregistered_boot(name) != views[name].identity.boot_id:
+                self._stands_for.setdefault(node, name)
 
     def _look_at_real(self, view: DeviceView) -> None:
         identity = view.identity
@@ -188,6 +201,14 @@ class NodeKeeper:
                 "NodeNotFound",
                 f"there is no Node {identity.node_name}; start the agent with the name of the Node it runs on, "
                 "or with none",
+            )
+            return
+        first = self._stands_for.get(record.name, identity.name)
+        if first != identity.name:
+            self.obstacles[identity.name] = Explanation(
+                "NodeConflict",
+                f"device {first} runs on Node {record.name} as well, and the Node has its labels; start this agent "
+                "with the name of the Node it runs on, or with none",
             )
             return
         self._note_refusal(identity.name)

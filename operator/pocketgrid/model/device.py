@@ -161,6 +161,10 @@ class HardwareClass:
     selector: LabelSelector
 
 
+LABEL_CHARACTERS = 63
+"""A label's value may have so many, a Node's name four times as many."""
+
+
 def device_labels(identity: DeviceIdentity) -> dict[str, str]:
     """Labels a device's Node gets: the well-known ones, then ours; what the agent was told to add yields."""
     facts = identity.facts
@@ -168,7 +172,7 @@ def device_labels(identity: DeviceIdentity) -> dict[str, str]:
         **identity.labels,
         "kubernetes.io/arch": facts.arch,
         "kubernetes.io/os": "linux" if facts.os == "android" else facts.os,
-        "kubernetes.io/hostname": identity.name,
+        "kubernetes.io/hostname": identity.name[:LABEL_CHARACTERS].rstrip("-."),
         LABEL_PREFIX + "os": facts.os,
         LABEL_PREFIX + "kind": facts.kind.value,
         LABEL_PREFIX + "owner": identity.owner,
