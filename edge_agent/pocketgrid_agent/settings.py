@@ -25,6 +25,7 @@ exit status:
   2  wrong options
   3  the gateway refused this device for good
   4  the state folder is in use by another agent, or state or cache cannot be written
+  5  doctor: something keeps an agent from working here
   128+n  ended at once by a second signal n
 """
 
