@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pocketgrid_agent.loop import Agent
 
 DONE, FAILED, USAGE, REFUSED, STATE = 0, 1, 2, 3, 4
+
+SLOT_NAME = "slot-"
+"""How the threads that compute are called, in a module too heavy to be asked."""
 
 log = logging.getLogger("pocketgrid_agent")
 
@@ -55,14 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoreError as error:
         return _complain(error, STATE)
     try:
-        return asyncio.run(_run(settings, state))
+        return _leave(asyncio.run(_run(settings, state)))
     except RefusedError as error:
-        return _complain(error, REFUSED)
+        return _leave(_complain(error, REFUSED))
     except StoreError as error:
-        return _complain(error, STATE)
+        return _leave(_complain(error, STATE))
     except Exception:
         log.exception("ended by something unforeseen; please report it")
-        return FAILED
+        return _leave(FAILED)
     finally:
         state.close()
 
@@ -135,6 +139,15 @@ def _everything_known(facts: MachineFacts) -> dict[str, object]:
         "opset": engine.opset,
         "vitals": asdict(sensors.read()),
     }
+
+
+def _leave(status: int) -> int:
+    """End at once if a slot is still at work: Python's own way out would crash in the middle of the engine."""
+    if any(thread.name.startswith(SLOT_NAME) for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _complain(error: Exception, status: int) -> int:

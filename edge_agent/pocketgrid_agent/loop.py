@@ -7,6 +7,7 @@ the model threads do; they report back to the loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -52,6 +53,9 @@ MOST_REFUSALS_LOGGED = 5
 
 CLOSE_SECONDS = 2.0
 """For the last messages when leaving."""
+
+SLOT_SECONDS = 0.5
+"""For the slots to notice that nobody wants what they compute; a run of the engine cannot be interrupted."""
 
 
 class Agent:
@@ -104,6 +108,7 @@ class Agent:
         self._preparations: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._finished = asyncio.Event()
+        self._ended = False
 
     async def run(self) -> None:
         """Work until drained.
@@ -129,6 +134,11 @@ class Agent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._ended = True
+            if self._workshop is not None:
+                # Nobody waits for what the slots are at: a gateway may send a device away in the middle of it.
+                self._workshop.pool.abandon(tuple(self._machine.running))
+                await asyncio.to_thread(self._workshop.pool.stop, SLOT_SECONDS)
             await self._keeper.close()
             if self._workshop is not None:
                 self._workshop.close()
@@ -329,7 +339,8 @@ class Agent:
     # ---- what the slots say ----
 
     def _wake_up(self) -> None:
-        self._loop.call_soon_threadsafe(self._collect)
+        with contextlib.suppress(RuntimeError):  # the loop is gone, and this slot was left behind
+            self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
         assert self._workshop is not None
@@ -345,6 +356,8 @@ class Agent:
 
     def _handle(self, event: ev.Event, finished: Entry | None = None) -> None:
         """Feed the machine; `finished` is the result a Finished event is about."""
+        if self._ended:
+            return  # whatever it decided, nobody is left to carry it out
         if log.isEnabledFor(logging.DEBUG):
             log.debug("event %s", event)
         if self._history is not None:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.faults.checker import Report, check_logs, check_run
+from tests.faults.checker import Report, check_logs, check_run, count_evidence
 from tests.faults.clock_library import clock_library
 from tests.faults.nursery import Nursery
 from tests.faults.schedule import AGENTS, Fault, Schedule
@@ -38,6 +38,7 @@ class Outcome:
         struck: kinds of faults that were made; those after the job's end are not.
         calm_s: from the mending of the last fault to the end of the job.
         folder: where everything is, if there was a problem.
+        felt: what the logs show of the faults.
     """
 
     schedule: Schedule
@@ -46,6 +47,7 @@ class Outcome:
     seconds: float
     calm_s: float
     folder: Path | None
+    felt: Counter[str]
 
     @property
     def problem(self) -> str:
@@ -84,6 +86,7 @@ async def run_schedule(schedule: Schedule, job: Job, nursery: Nursery, folder: P
         report = await asyncio.to_thread(check_run, world.histories, world.expected)
         if not report.problem:
             report = replace(report, problem=check_logs(sorted(folder.glob("*.log"))))
+    felt = count_evidence(folder.glob("*.log"))
     if report.problem:
         lines = "\n".join(str(fault) for fault in schedule.faults)
         (folder / "violation.txt").write_text(f"{report.text(schedule.seed)}\n\nfaults:\n{lines}\n")
@@ -96,6 +99,7 @@ async def run_schedule(schedule: Schedule, job: Job, nursery: Nursery, folder: P
         time.monotonic() - begun,
         max(0.0, ended - calm),
         folder if report.problem else None,
+        felt,
     )
 
 
@@ -128,6 +132,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, object]:
             {"seed": o.schedule.seed, "problem": o.problem, "folder": str(o.folder)} for o in outcomes if o.problem
         ],
         "faults": dict(sorted(kinds.items())),
+        "felt": dict(sum((outcome.felt for outcome in outcomes), Counter())),
         "seconds": round(sum(o.seconds for o in outcomes), 1),
         "secondsToEndAfterLastFault": {
             "median": round(calm[len(calm) // 2], 2) if calm else None,

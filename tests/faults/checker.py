@@ -7,6 +7,7 @@ that makes the run again, and all lines that speak of the same shard or attempt.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,31 @@ def check_run(histories: Iterable[Path], expected: Expected) -> Report:
         return Report(str(violation), related_lines(lines, violation), work)
     problem = check_output(expected) or _check_log(expected.output, model)
     return Report(problem, work=work)
+
+
+EVIDENCE = {
+    "stores blocked by a full disk": "store blocked",
+    "agents that kept results in memory only": "results are kept in memory only",
+    "models a full disk did not take": "reason=DiskFull",
+    "journals moved aside": "the journal was unreadable",
+    "operators fenced off": "taken over job=",
+    "torn lines dropped from the log": "ends in a partial line",
+    "links dropped for silence, by operators": "reason=Silent",
+    "links dropped for silence, by agents": "detached cause=nothing heard",
+    "handshakes refused for the time of day": "Tls handshake failed",
+    "sessions replaced by a twin": "reason=Replaced",
+    "state folders in use": "another agent uses the state folder",
+}
+"""What log lines show that a fault was felt and not only made."""
+
+
+def count_evidence(files: Iterable[Path]) -> Counter[str]:
+    """How often which fault was felt."""
+    found: Counter[str] = Counter()
+    for file in files:
+        text = file.read_text(errors="replace")
+        found.update({name: text.count(sign) for name, sign in EVIDENCE.items()})
+    return found
 
 
 def check_logs(files: Iterable[Path]) -> str:

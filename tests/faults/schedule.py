@@ -85,7 +85,7 @@ KINDS: tuple[tuple[float, Draw], ...] = (
     (4, _operator("operator_killed")),
     (3, _operator("operator_stopped", 2.5)),
     (3, _operator("operator_replaced")),
-    (3, _operator("operator_disk_full")),
+    (3, _operator("operator_disk_full", 3.0)),
     (2, _operator("log_torn", 0.5)),
     (3, _device("link_cut", 0.2)),
     (3, _device("link_stalled")),

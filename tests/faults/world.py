@@ -67,7 +67,12 @@ AS_SHIPPED = Timing(
 )
 
 FULL_DISK_BYTES = 128 << 10
-"""Files of a process whose disk is full may not grow beyond this; its history is begun anew and stays below."""
+FULL_OUTPUT_BYTES = 40 << 10
+"""Files of an agent or operator whose disk is full may not grow beyond this: a dozen results and three or four. Its
+history is begun anew and stays below."""
+
+CLOCK_NOTICED_S = 2.2
+"""libfaketime looks about once a second how late it is to be."""
 
 RESTART_S = 0.2
 """Between looks at whether a process must be started again."""
@@ -340,6 +345,7 @@ class World:
     async def _clock_jumps(self, fault: Fault) -> None:
         device = self.devices[fault.device]
         _set_clock(device, fault.number)
+        await asyncio.sleep(CLOCK_NOTICED_S)
         # Certificates are looked at when a connection is made, so there has to be a new one.
         device.proxy.cut(reset=True)
         await asyncio.sleep(fault.lasts_s)
@@ -416,7 +422,7 @@ class World:
     async def _operator_disk_full(self, fault: Fault) -> None:
         async with self._operator_busy:
             await self._current.process.kill()
-            await self._replace_operator(file_bytes=FULL_DISK_BYTES)
+            await self._replace_operator(file_bytes=FULL_OUTPUT_BYTES)
             await asyncio.sleep(fault.lasts_s)
             await self._current.process.kill()
             await self._replace_operator()
