@@ -183,6 +183,9 @@ class ShardRunner:
     def _sources(self, inputs: Sequence[Column], items: int) -> list[_Source]:
         if items < 1:
             raise MalformedShardError("the shard has no items")
+        if not inputs or not self._order.bindings:
+            # Nothing would bound the number of items then.
+            raise MalformedShardError("the shard has no tensors, or the work order has no use for them")
         for number, column in enumerate(inputs):
             if column.items != items:
                 raise MalformedShardError(f"tensor {number} has {column.items} items, the shard {items}")
