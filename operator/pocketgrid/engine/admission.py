@@ -17,6 +17,7 @@ from typing import assert_never
 from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.job import AdmittedJob, JobSpec, Operation, OutputPlan, OutputRef, PostprocessStep, WorkOrder
 from pocketgrid.model.tensors import Dim, ModelSignature, TensorSpec
+from pocketgrid.storage.durable import PASSING, store_error
 from pocketgrid.storage.encoding import Encoder, open_encoder
 from pocketgrid.storage.locations import display, local_path
 from pocketgrid.storage.modelstore import ModelStore, StoredModel
@@ -79,6 +80,7 @@ def check_output(output: OutputRef) -> None:
 
     Raises:
         InvalidSpecError: UnsupportedOutput or OutputUnwritable, blaming ``spec.output.uri``.
+        StoreError: it cannot be written just now, such as for a full disk, which is no fault of the job.
     """
     path = local_path(output.uri, field=_OUTPUT_URI)
     if path is None:
@@ -94,6 +96,8 @@ def check_output(output: OutputRef) -> None:
         with tempfile.TemporaryDirectory(prefix=".pocketgrid-", dir=existing) as trial:
             (Path(trial) / "trial").write_bytes(b"trial")
     except OSError as error:
+        if error.errno in PASSING:
+            raise store_error("writing in", existing, error) from error
         raise InvalidSpecError(
             Refusal.OUTPUT_UNWRITABLE,
             f"cannot write in {existing}: {error.strerror or error}; name a folder that the operator can write",

@@ -34,6 +34,9 @@ _REMEDIES = {
     errno.ENOENT: "put it back as it was, and work goes on by itself",
 }
 
+PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+"""Errors for which not the choice of the folder is to blame: they pass, or somebody mends the disk."""
+
 
 def store_error(action: str, path: Path, error: OSError) -> StoreError:
     """What to raise when `action` (such as "writing") failed on `path`: names both, the cause and the remedy."""

@@ -120,29 +120,36 @@ class PartSource:
         batches: list[pa.RecordBatch] = []
         kept: list[np.ndarray[Any, Any]] = []
         rows = size = 0
-        for shard in self.plan.shards_of(self.part):
-            commit = self.commits[shard]
-            data = self.staging.read(Location(commit.staging, commit.offset, commit.length, commit.crc))
-            if data is None:
-                self.damaged.append(commit)
-            if data is None or self.damaged:
-                continue
-            start, end = self.plan.grid.bounds(shard)
-            keep = np.ones(end - start, dtype=bool)
-            for row, reason, message in json.loads(data[commit.batch_length :] or b"[]"):
-                keep[row] = False
-                self.failures.append((start + row, reason, message))
-            if commit.batch_length:
-                buffer = pa.py_buffer(memoryview(data)[: commit.batch_length])
-                batches.append(pa.ipc.read_record_batch(buffer, staged))
-            kept.append(np.flatnonzero(keep) + (start - first))
-            rows += commit.rows
-            size += commit.length
-            if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
-                yield self._table(batches, kept, staged)
-                batches, kept, rows, size = [], [], 0, 0
+        with self.staging.reading() as read:
+            for shard in self.plan.shards_of(self.part):
+                commit = self.commits[shard]
+                data = read(Location(commit.staging, commit.offset, commit.length, commit.crc))
+                if data is None:
+                    self.damaged.append(commit)
+                if data is None or self.damaged:
+                    continue
+                start, end = self.plan.grid.bounds(shard)
+                numbers = np.arange(start - first, end - first)
+                if commit.failed:
+                    numbers = self._without_failures(numbers, start, data[commit.batch_length :])
+                if commit.batch_length:
+                    buffer = pa.py_buffer(memoryview(data)[: commit.batch_length])
+                    batches.append(pa.ipc.read_record_batch(buffer, staged))
+                kept.append(numbers)
+                rows += commit.rows
+                size += commit.length
+                if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
+                    yield self._table(batches, kept, staged)
+                    batches, kept, rows, size = [], [], 0, 0
         if rows and not self.damaged:
             yield self._table(batches, kept, staged)
+
+    def _without_failures(self, numbers: np.ndarray[Any, Any], start: int, text: bytes) -> np.ndarray[Any, Any]:
+        keep = np.ones(len(numbers), dtype=bool)
+        for row, reason, message in json.loads(text):
+            keep[row] = False
+            self.failures.append((start + row, reason, message))
+        return numbers[keep]
 
     def _table(self, batches: list[pa.RecordBatch], kept: list[np.ndarray[Any, Any]], staged: pa.Schema) -> pa.Table:
         whole = pa.Table.from_batches(batches, staged).combine_chunks()

@@ -11,7 +11,8 @@ import contextlib
 import os
 import re
 import zlib
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pocketgrid.storage.logentries import segment_name
 from pocketgrid.storage.timings import WriteTimings
 
 _SUFFIX = ".data"
+_OPEN_SEGMENTS = 32
 _EPOCH = re.compile(r"\bE(\d{10})\b")
 
 
@@ -117,23 +119,38 @@ class Staging:
             pass  # the space comes back when the segment is removed
         self.close()
 
-    def read(self, location: Location) -> bytes | None:
-        """The bytes of a record, or None if they are damaged or gone.
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[Location], bytes | None]]:
+        """A function that gives the bytes of a record, or None if they are damaged or gone.
 
-        Raises:
-            StoreError: the system refused to read.
+        Segments stay open between calls, since a part has thousands of records in a few segments. The function raises
+        StoreError if the system refuses to read.
         """
-        path = self.path(location.segment)
+        descriptors: dict[str, int] = {}
+
+        def close_all() -> None:
+            while descriptors:
+                os.close(descriptors.popitem()[1])
+
+        def read(location: Location) -> bytes | None:
+            try:
+                descriptor = descriptors.get(location.segment)
+                if descriptor is None:
+                    if len(descriptors) >= _OPEN_SEGMENTS:
+                        close_all()
+                    descriptor = os.open(self.path(location.segment), os.O_RDONLY | os.O_CLOEXEC)
+                    descriptors[location.segment] = descriptor
+                data = os.pread(descriptor, location.length, location.offset)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise store_error("reading", self.path(location.segment), error) from error
+            return data if len(data) == location.length and zlib.crc32(data) == location.crc else None
+
         try:
-            with path.open("rb") as source:
-                data = os.pread(source.fileno(), location.length, location.offset)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise store_error("reading", path, error) from error
-        if len(data) != location.length or zlib.crc32(data) != location.crc:
-            return None
-        return data
+            yield read
+        finally:
+            close_all()
 
     def size(self, segment: str) -> int:
         """Bytes of a segment; 0 if it is gone."""
