@@ -34,7 +34,7 @@ from pocketgrid_agent.machine import Held, Limits, Machine
 from pocketgrid_agent.pacing import DeliveryPacer
 from pocketgrid_agent.settings import Settings
 from pocketgrid_agent.stream import Target
-from pocketgrid_agent.tools import all_sensors
+from pocketgrid_agent.tools import ANSWER_SECONDS, all_sensors
 from pocketgrid_agent.vitals import Vitals
 
 if TYPE_CHECKING:
@@ -324,9 +324,12 @@ class Agent:
 
     async def _watch_vitals(self) -> None:
         """Read how we feel and ask the policy, also while detached."""
+        if self._sensors.take_time:
+            self._handle(ev.PolicyChanged(policy.LOOKING_AROUND))
+            await asyncio.to_thread(self._sensors.settle, ANSWER_SECONDS)
         while True:
             self._vitals = await asyncio.to_thread(self._sensors.read)
-            before, now = self._judged.verdict, datetime.now().astimezone()
+            before, now = self._machine.verdict, datetime.now().astimezone()
             local = LocalTime(now.weekday(), now.hour * 60 + now.minute)
             self._judged = policy.judge(self._settings.policy, self._vitals, time.monotonic(), local, self._judged)
             verdict = self._judged.verdict

@@ -3,8 +3,8 @@
 Every message wakes threads on both sides while the model streams its weights through the caches they share, so a
 wake-up then costs many times what it costs otherwise: with shards of a tenth of a second, sending each alone takes
 several per cent of the processor. Results are safe in the journal meanwhile; only their delivery waits, never more than
-`LONGEST_SECONDS`, and not at all when no more work is waiting here: then the job may be near its end, where the operator
-takes silence for slowness.
+`LONGEST_SECONDS`, and not at all when no more work is waiting here: then the job may be near its end, where the
+operator takes silence for slowness.
 """
 
 from __future__ import annotations

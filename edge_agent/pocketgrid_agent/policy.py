@@ -104,6 +104,11 @@ class Verdict:
 
 ALLOWED = Verdict()
 
+LOOKING_AROUND = Verdict(
+    Level.PAUSE, "LookingAround", "sensors that take their time are being asked for the first time"
+)
+"""Before the first reading where reading takes long: a phone must not begin to work and stop a moment later."""
+
 
 @dataclass(frozen=True, slots=True)
 class State:

@@ -30,6 +30,11 @@ _CELLULAR_INTERFACES = ("rmnet", "wwan", "ccmni", "pdp", "ppp")
 class Sensor(Protocol):
     """Something that knows how this machine feels, or part of it."""
 
+    @property
+    def takes_time(self) -> bool:
+        """Whether its first reading knows nothing yet."""
+        ...
+
     def read(self) -> Vitals:
         """What is known now; never raises, never waits."""
         ...
@@ -50,6 +55,11 @@ class Sensors:
     parts: Sequence[Sensor]
     gateway_is_local: bool = False
 
+    @property
+    def take_time(self) -> bool:
+        """Whether the first reading of some of them knows nothing yet."""
+        return any(part.takes_time for part in self.parts)
+
     def settle(self, deadline_s: float) -> None:
         """For those who read only once: let sensors find out what takes time or a second look."""
         for part in self.parts:
@@ -64,13 +74,15 @@ class Sensors:
 
 
 class LinuxSensor:
-    """What Linux shows below `root`.
+    """What Linux shows below `root`, at once.
 
     Args:
         root: where proc and sys are.
         own_seconds: processor time of this process so far, all threads.
         ticks_per_second: unit of /proc/stat.
     """
+
+    takes_time = False
 
     def __init__(
         self,

@@ -64,6 +64,8 @@ class ToolSensor:
         deadline_s: after which a program is ended.
     """
 
+    takes_time = True
+
     def __init__(
         self, tool: Tool, *, now: Callable[[], float] = time.monotonic, deadline_s: float = ANSWER_SECONDS
     ) -> None:

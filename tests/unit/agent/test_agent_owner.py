@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid_agent import settings as options
 from pocketgrid_agent import status
 from pocketgrid_agent.hours import parse_window
@@ -71,8 +72,28 @@ async def test_status_says_what_an_agent_does_and_why_it_waits(peer: GatewayPeer
     report = json.loads(said)
     assert (report["device"], report["attached"], report["level"]) == ("test-device", True, "PAUSE")
     assert report["engine_loaded"] is False, "an agent without work carries no engine"
+    maps = Path(f"/proc/{agent.pid}/maps").read_text()
+    assert "cygrpc" in maps
+    assert "onnxruntime" not in maps
+    assert "numpy" not in maps
     await agent.kill()
     assert (await ask())[0] == 1, "a socket that a killed agent left behind is no agent"
+
+
+async def test_a_phone_whose_battery_is_low_never_begins_to_work(peer: GatewayPeer, agent: AgentProcess) -> None:
+    """Termux takes a moment to answer, and until then nothing is known."""
+    tools = agent.home / "bin"
+    tools.mkdir(parents=True)
+    asked = tools / "termux-battery-status"
+    asked.write_text('#!/bin/sh\nsleep 1\necho \'{"percentage": 9, "plugged": "UNPLUGGED"}\'\n')
+    asked.chmod(0o755)
+    agent.extra = ("--profile", "phone")
+    agent.wrapper = ("sh", "-c", f'PATH={tools}:$PATH exec "$@"', "sh")
+    await agent.start()
+    stream = await attached(peer)
+    await until(lambda: any(r.reason != "LookingAround" for r in stream.of("restraint")), "a verdict")
+    assert stream.of("restraint")[-1].reason == "BatteryLow"
+    assert {r.level for r in stream.of("restraint")} == {pb.Restraint.LEVEL_PAUSED}
 
 
 async def test_an_agent_finds_its_file(peer: GatewayPeer, agent: AgentProcess) -> None:
