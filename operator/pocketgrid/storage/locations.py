@@ -225,6 +225,14 @@ class SourceFile(io.RawIOBase):
         self._position = max(0, base + offset)
         return self._position
 
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to `size` bytes, without the copies that going by way of `readinto` makes."""
+        left = max(0, self._source.size - self._position)
+        length = left if size is None or size < 0 else min(size, left)
+        data = self._source.read_at(self._position, length) if length else b""
+        self._position += length
+        return data
+
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` as far as the file reaches."""
         length = max(0, min(len(buffer), self._source.size - self._position))

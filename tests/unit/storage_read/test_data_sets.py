@@ -183,6 +183,7 @@ def test_decoded_row_groups_are_kept_but_only_up_to_the_bound(opened: Opener, mo
     monkeypatch.setattr(
         data_set, "_file", SimpleNamespace(
             read_row_group=lambda group, **options: decoded.append(group) or read_row_group(group, **options),
+            metadata=data_set._file.metadata,
             close=data_set._file.close,
         ),
     )  # fmt: skip
@@ -480,3 +481,72 @@ def test_a_json_line_means_what_python_reads(opened: Opener, line: bytes, column
         value = found.tolist()[0] if isinstance(found, np.ndarray) else found[0]
         expected = meant.get(name, ABSENT)
         assert value == expected or repr(value) == repr(expected)
+
+
+# ---- large row groups ----
+
+
+@pytest.fixture
+def in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every column of every row group were too large to be decoded as a whole."""
+    monkeypatch.setattr("pocketgrid.storage.datasets.parquet.WHOLE_BYTES", 0)
+    monkeypatch.setattr("pocketgrid.storage.datasets.parquet.BATCH_BYTES", 900)
+
+
+@pytest.mark.usefixtures("in_batches")
+def test_a_large_row_group_is_read_in_any_order(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocketgrid.storage.datasets.parquet.CACHE_BYTES", 3000)
+    vectors = np.arange(4000).reshape(1000, 4)
+    sink = io.BytesIO()
+    table = pa.table({"id": [str(i) for i in range(1000)], "v": list(vectors), "a.b": range(1000)})
+    pq.write_table(table, sink, row_group_size=700)
+    data_set = opened(sink.getvalue(), P)
+    for start in (0, 10, 500, 650, 40, 990, 0, 695):
+        rows = data_set.read(start, start + 10, ["v", "id", "a.b"])
+        np.testing.assert_array_equal(rows.columns["v"], vectors[start : start + 10])
+        assert rows.columns["id"] == [str(i) for i in range(start, start + 10)]
+        assert data_set._cached_bytes <= 3000
+    np.testing.assert_array_equal(data_set.read(0, 1000, ["v"]).columns["v"], vectors)
+
+
+@pytest.mark.usefixtures("in_batches")
+def test_a_large_row_group_is_decoded_once_from_front_to_back(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"a": range(1000)}), sink)
+    data_set = opened(sink.getvalue(), P)
+    data_set.read(0, 1, ["a"])
+    begun: list[int] = []
+    real = data_set._buffering
+    monkeypatch.setattr(
+        data_set, "_buffering", SimpleNamespace(
+            iter_batches=lambda *a, **options: begun.append(1) or real.iter_batches(*a, **options), close=real.close
+        ),
+    )  # fmt: skip
+    for start in range(0, 1000, 50):
+        np.testing.assert_array_equal(data_set.read(start, start + 50, ["a"]).columns["a"], range(start, start + 50))
+    assert not begun
+    data_set._cache.clear()
+    data_set.read(0, 1, ["a"])
+    assert len(begun) == 1
+
+
+@pytest.mark.usefixtures("in_batches")
+def test_a_large_row_group_that_changes_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(parquet(a=np.random.default_rng(1).random(400_000)))
+    data_set = open_data_set(InputRef(str(path), P))
+    data_set.read(0, 10, ["a"])
+    path.write_bytes(b"")
+    with pytest.raises(StoreError, match="changed"):
+        data_set.read(0, 400_000, ["a"])
+    data_set.close()
+
+
+def test_rows_that_weigh_much_are_read_a_few_at_a_time(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_set = opened(parquet(blob=[bytes(1000)] * 100), P)
+    assert list(data_set.bites(0, 100)) == [(0, 100)]
+    monkeypatch.setattr("pocketgrid.storage.datasets.parquet.BITE_BYTES", 100)
+    bites = list(data_set.bites(0, 100))
+    assert len(bites) > 5
+    assert [row for begin, end in bites for row in range(begin, end)] == list(range(100))
+    assert list(data_set.bites(7, 7)) == [(7, 7)]

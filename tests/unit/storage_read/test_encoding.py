@@ -404,6 +404,34 @@ def test_a_column_that_cannot_be_a_key_is_refused(tmp_path: Path, key: str, reas
     assert (refusal.value.reason, refusal.value.field) == (reason, "spec.input.key")
 
 
+def test_keys_may_occur_twice_and_stay_in_the_order_of_their_rows(tmp_path: Path) -> None:
+    rows = [{"x": [n, n], "id": key} for n, key in enumerate(["a", "b", "a", "a"])]
+    encoder = open_encoder(json_lines(tmp_path, *rows, key="id", X="x"), X)
+    assert encoder.keys(0, 4).to_pylist() == ["a", "b", "a", "a"]
+    assert all_of(encoder) == ([[[0, 0], [1, 1], [2, 2], [3, 3]]], {})
+
+
+# ---- columns that appear late ----
+
+
+@pytest.mark.parametrize("first_at", [1, 255, 256, 1000])
+def test_a_column_first_seen_after_many_lines_is_found(tmp_path: Path, first_at: int) -> None:
+    rows: list[Any] = [{"other": 1}] * first_at + [{"x": [1, 2], "id": "a"}] * 3
+    encoder = open_encoder(json_lines(tmp_path, *rows, key="id", X="x"), X)
+    shard = encoder.encode(0, encoder.items)
+    assert shard.rows == 3
+    assert {f.reason for f in shard.failures} == {"KeyMissing"}
+    assert encoder.keys(first_at, first_at + 1).to_pylist() == ["a"]
+    encoder.close()
+
+
+def test_a_column_first_seen_too_late_is_refused_with_how_far_was_looked(tmp_path: Path) -> None:
+    rows: list[Any] = [{"other": 1}] * 1024 + [{"x": [1, 2]}]
+    with pytest.raises(InvalidSpecError, match=r"no column 'x' in the first 1,024 lines of .*; there are 'other'") as e:
+        open_encoder(json_lines(tmp_path, *rows, X="x"), X)
+    assert (e.value.reason, e.value.field) == ("UnknownColumn", "spec.input.columns[0].column")
+
+
 # ---- what identifies the input ----
 
 

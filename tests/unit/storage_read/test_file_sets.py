@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,20 @@ def test_many_files_are_not_all_kept_open(tmp_path: Path) -> None:
     data_set = open_data_set(InputRef(f"{tmp_path}/*.npy", A))
     assert data_set.read(0, count, ["data"]).columns["data"].tolist() == list(range(count))
     assert open_descriptors() < before + 10
+    data_set.close()
+
+
+def test_many_tables_are_not_all_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "_KEPT_OPEN", 2)
+    for index in range(9):
+        write_parquet(tmp_path / f"{index}.parquet", x=[index] * 10)
+    data_set = open_data_set(InputRef(f"{tmp_path}/", P))
+    with ThreadPoolExecutor(4) as pool:
+        starts = [7 * i % 80 for i in range(200)]
+        for start, rows in zip(starts, pool.map(lambda s: data_set.read(s, s + 10, ["x"]), starts), strict=True):
+            assert rows.columns["x"].tolist() == [row // 10 for row in range(start, start + 10)]
+    data_set.read(0, 10, ["x"])  # alone, so that none of the others is being read
+    assert sum(part._file is not None for part in data_set._parts) <= 3  # type: ignore[attr-defined]
     data_set.close()
 
 

