@@ -151,7 +151,7 @@ class Agent:
 
     def report(self) -> dict[str, Any]:
         """What this agent is doing, in JSON's terms."""
-        machine, verdict = self._machine, self._judged.verdict
+        machine, verdict = self._machine, self._machine.verdict
         return {
             "device": self._state.name,
             "version": __version__,

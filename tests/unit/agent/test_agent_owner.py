@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketgrid.model.ids import DeviceName
 from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid_agent import settings as options
 from pocketgrid_agent import status
@@ -19,6 +20,7 @@ from pocketgrid_agent.hours import parse_window
 from pocketgrid_agent.policy import Policy
 from pocketgrid_agent.probe import MachineFacts
 from tests.unit.agent.gateway_peer import DEADLINE_S, AgentProcess, GatewayPeer, Stream, make_certificates, until
+from tests.unit.gateway.grid import a_grid
 
 FACTS = MachineFacts("sbc", "arm64", "linux", 4, 4 << 30, (), "", has_battery=False)
 PHONE = replace(FACTS, kind="phone", os="android", cores=8, has_battery=True)
@@ -78,6 +80,28 @@ async def test_status_says_what_an_agent_does_and_why_it_waits(peer: GatewayPeer
     assert "numpy" not in maps
     await agent.kill()
     assert (await ask())[0] == 1, "a socket that a killed agent left behind is no agent"
+
+
+async def test_the_grid_knows_why_a_device_waits(tmp_path: Path) -> None:
+    async with a_grid(tmp_path / "grid", silence_seconds=8.0, hello_seconds=10.0) as grid:
+        identity = grid.gateway.identity
+        command = [
+            sys.executable, "-m", "pocketgrid_agent", "--gateway", grid.gateway.address, "--name", "test-device",
+            "--ca-file", str(identity.ca_file), "--join-secret-file", str(identity.join_secret_file),
+            "--min-memory", "1000Ti",
+        ]  # fmt: skip
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+        agent = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.DEVNULL)
+        try:
+            name = DeviceName("test-device")
+            await until(lambda: name in grid.engine.device_views(), "attached")
+            await until(lambda: grid.engine.device_views()[name].restraint.paused, "paused")
+            view = grid.engine.device_views()[name]
+            assert (view.restraint.reason, view.schedulable) == ("MemoryLow", False)
+            assert "MiB available, works from" in view.restraint.message
+        finally:
+            agent.kill()
+            await agent.wait()
 
 
 async def test_a_phone_whose_battery_is_low_never_begins_to_work(peer: GatewayPeer, agent: AgentProcess) -> None:
