@@ -20,6 +20,10 @@ class EngineSettings:
     """How long a device whose link broke keeps its leases. Long enough for a reconnect on the same network, short
     enough that a lost device's leases go out again within three seconds."""
 
+    forget_seconds: float = 3600.0
+    """How long a lost device is remembered here. What counts of it (owner, work done, speed at models) is in its
+    EdgeNode, and it measures itself again when it returns."""
+
     lease_slack: float = 3.0
     """A lease may take this many times the expected time before its shards go elsewhere."""
 
@@ -64,10 +68,24 @@ class GatewaySettings:
     """Names and addresses the gateway's certificate is good for."""
 
     heartbeat_seconds: float = 2.0
-    """How often devices report."""
+    """How often devices report, unless there are too many of them."""
 
     silence_seconds: float = 8.0
-    """A link on which nothing arrived for so long is dead: three missed heartbeats, and below ten seconds."""
+    """A link on which nothing arrived for so long is dead: three missed heartbeats, and below ten seconds. It grows
+    with the time between heartbeats."""
+
+    heartbeats_per_second: float = 1000.0
+    """What all idle devices together may send, and all working ones: a third of a core each. With more devices than
+    this times `heartbeat_seconds`, each reports less often."""
+
+    longest_heartbeat_seconds: float = 15.0
+    """But no less often than this: agents allow for a minute of silence at most."""
+
+    attaches_per_second: float = 250.0
+    """How many devices are to dial in a second when all of them have to: about half of what a core can take in."""
+
+    longest_spread_seconds: float = 300.0
+    """But all are back by then: with more devices, run them on a faster machine or on several gateways."""
 
     hello_seconds: float = 10.0
     """How long a new stream may take to say who it is."""
@@ -75,13 +93,24 @@ class GatewaySettings:
     send_queue_messages: int = 4096
     """Messages waiting for one device, beyond which its link is closed: it has stopped reading."""
 
+    receive_rate: float = 100_000.0
+    receive_burst: float = 400_000.0
+    """What one device may cost the gateway a second, and at once, before it is read from more slowly. A message costs
+    64 and its weight (`weigh_parts`): these are about 1,300 heartbeats or 4,000 results a second."""
+
+    assembly_bytes: int = 256 << 20
+    """Unfinished messages of all devices together; who begins one waits until there is room for all of it."""
+
+    most_sessions: int = 20_000
+    """Devices attached at a time; more are told to come again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The whole tree.
 
     Attributes:
-        state_dir: certificates and the model store; must survive a restart of the operator.
+        state_dir: certificates, the model store and copies of packed inputs; must survive a restart of the operator.
     """
 
     state_dir: Path

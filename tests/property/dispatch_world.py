@@ -205,6 +205,7 @@ class World:
                     self.grid.fleet.devices[effect.device].set_back(job.uid, now, "LeaseExpired")
             self.take(job, effects)
             self.dispatcher.relieve_job(job)
+        self.dispatcher.serve_needy()
         self.serve_all()
 
     def serve_all(self) -> None:

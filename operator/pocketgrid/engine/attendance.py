@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,9 @@ class Attendance:
         self._model_reported = model_reported
         self._orphans: dict[JobUid, list[tuple[DeviceName, Sequence[ShardOutcome]]]] = {}
         self._orphan_bytes = 0
+        # By when they left, so that a tick looks at those who are due and at nobody else.
+        self._away: deque[tuple[float, DeviceName]] = deque()
+        self._lost: deque[tuple[float, DeviceName]] = deque()
         self._reread = ThreadPoolExecutor(1, thread_name_prefix="reread")
 
     def close(self) -> None:
@@ -104,13 +108,15 @@ class Attendance:
             record.forget_job(uid)
 
     def tick(self, now: float) -> None:
-        """Give up devices that have been away for too long."""
-        for record in list(self._grid.fleet.devices.values()):
-            away = now - record.changed_at
-            if record.presence is Presence.UNKNOWN and away >= self._grid.settings.reconnect_grace_seconds:
-                log.info("lost device=%s", record.name)
-                self.lose(record)
-                self._grid.touch()
+        """Give up devices that have been away for too long, and forget those that have been given up for long."""
+        settings, devices = self._grid.settings, self._grid.fleet.devices
+        for record in _overdue(self._away, devices, Presence.UNKNOWN, now - settings.reconnect_grace_seconds):
+            log.info("lost device=%s", record.name)
+            self.lose(record)
+            self._grid.touch()
+        for record in _overdue(self._lost, devices, Presence.LOST, now - settings.forget_seconds):
+            log.info("forgotten device=%s", record.name)
+            self._forget(record)
 
     def attach(self, link: DeviceLink, held: Sequence[HeldAttempt]) -> None:
         """A device has said hello.
@@ -162,6 +168,7 @@ class Attendance:
         record.link = None
         record.changed_at = self._grid.clock.monotonic()
         record.presence = Presence.UNKNOWN
+        self._away.append((record.changed_at, record.name))
         if record.draining or self._grid.fleet.deregistered.get(record.name) == record.identity.boot_id:
             self.lose(record)
         self._grid.touch()
@@ -285,9 +292,17 @@ class Attendance:
         """Give a device up: its leases go elsewhere."""
         record.presence = Presence.LOST
         record.orders.clear()
+        self._lost.append((self._grid.clock.monotonic(), record.name))
         for job in self._grid.active.values():
             if job.machine is not None:
                 self._lifecycle.apply(job, ev.DeviceGone(record.name))
+
+    def _forget(self, record: DeviceRecord) -> None:
+        for job in self._grid.active.values():
+            job.eligibility.pop(record.name, None)
+            job.working.discard(record.name)
+        self._grid.fleet.forget(record.name)
+        self._grid.touch()
 
     async def _take_results(self, record: DeviceRecord, uid: JobUid, outcomes: Sequence[ShardOutcome]) -> None:
         job = self._grid.jobs.get(uid)
@@ -389,6 +404,20 @@ class Attendance:
             settlement = Settlement(superseded=tuple(o.token for o in outcomes))
             self._grid.history.settled(uid, name, settlement)
             record.link.send_settled(uid, settlement)
+
+
+def _overdue(
+    left: deque[tuple[float, DeviceName]],
+    devices: Mapping[DeviceName, DeviceRecord],
+    presence: Presence,
+    before: float,
+) -> Iterator[DeviceRecord]:
+    """Those who left no later than `before` and have not been here since; they are taken off the queue."""
+    while left and left[0][0] <= before:
+        at, name = left.popleft()
+        record = devices.get(name)
+        if record is not None and record.presence is presence and record.changed_at <= at:
+            yield record
 
 
 def _weight(outcomes: Sequence[ShardOutcome]) -> int:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+
+import numpy as np
 
 from pocketgrid.engine.fleet import DeviceRecord, Order, OrderState
 from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.jobrun import JobRun
+from pocketgrid.engine.roster import Roster, names_of
 from pocketgrid.model import events as ev
-from pocketgrid.model.ids import DeviceName, JobUid
+from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.view import Presence, Stage
+from pocketgrid.planning.columns import FAILED, FleetColumns, Rows
 from pocketgrid.planning.dispatch import DeviceLoad, Grant, JobDemand, Prepare, decide, is_hungry
 from pocketgrid.planning.relief import BusyDevice, BusyShard, Copy, IdleDevice, TakeBack, relieve
+from pocketgrid.planning.rounds import JobState, plan_round
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +27,16 @@ PREPARE_S = 120.0
 
 PREPARE_BYTES_PER_S = 256 << 10
 """fetching the model takes at this speed, that of a poor mobile link. After that it is welcome when it is ready."""
+
+FEW = 32
+"""So many devices are faster served one by one than in a round over columns."""
+
+AT_A_TIME = 1000
+"""Decisions carried out in one turn; the rest follow in the next, and the loop stays free for heartbeats."""
+
+ROUNDS = 8
+"""A device gets one decision in a round: to be prepared for two jobs it takes two. What is left over is decided in the
+next turn."""
 
 Feed = Callable[[JobRun, DeviceRecord, ev.LeaseCut], None]
 
@@ -39,7 +55,7 @@ class Dispatcher:
         self._clock = grid.clock
         self._history = grid.history
         self._feed = feed
-        self._needy_from = 0
+        self._roster = Roster(grid.fleet, grid.active)
 
     def serve(self, record: DeviceRecord) -> None:
         """Give one device all it has room for."""
@@ -63,6 +79,55 @@ class Dispatcher:
                 case None:
                     return
 
+    def serve_needy(self) -> None:
+        """Serve the devices for which only time may have changed anything: they have little or nothing to do."""
+        columns = self._roster.columns()
+        self._play(columns, columns.needy())
+
+    def serve_all(self, names: Collection[DeviceName] | None = None) -> None:
+        """Serve these devices, or all, one decision at a time."""
+        columns = self._roster.columns()
+        self._play(columns, columns.select(columns.present) if names is None else columns.rows_of(names))
+
+    def _play(self, columns: FleetColumns, rows: Rows) -> None:
+        for _ in range(ROUNDS):
+            if len(rows) <= FEW:
+                for name in names_of(columns, rows):
+                    self.serve(self._fleet.devices[name])
+                return
+            now = self._clock.monotonic()
+            jobs = list(self._jobs.values())
+            states = [self._state(job, now) for job in jobs]
+            decisions = plan_round(columns, states, rows, now).decisions()
+            for row, index, count in decisions[:AT_A_TIME]:
+                record = self._fleet.devices[columns.names[row]]
+                if count:
+                    self._grant(record, jobs[index], count, now)
+                else:
+                    self._prepare(record, jobs[index])
+            if not decisions or len(decisions) > AT_A_TIME:
+                return
+            columns = self._roster.columns()
+            rows = np.array([row for row, _, _ in decisions], np.intp)
+
+    def _state(self, job: JobRun, now: float) -> JobState:
+        machine = job.machine
+        return JobState(
+            uid=job.uid,
+            priority=job.spec.priority,
+            created=job.spec.created,
+            lease_seconds=job.spec.sharding.lease_seconds,
+            pending_shards=len(machine.pending) if machine is not None else None,
+            active_shards=len(machine.attempts) if machine is not None else 0,
+            items_per_shard=machine.grid.per_shard if machine is not None else 0,
+            bytes_per_shard=job.bytes_per_shard if job.admission is not None else 0.0,
+            working=len(job.working),
+            total_speed=job.total_speed,
+            max_nodes=job.spec.placement.max_nodes,
+            wants_devices=job.wants_devices and now >= job.paused_until,
+            admits=self._roster.admits(job),
+        )
+
     def relieve_job(self, job: JobRun) -> None:
         """Near a job's end, let idle devices help slow ones."""
         machine = job.machine
@@ -71,12 +136,12 @@ class Dispatcher:
         now = self._clock.monotonic()
         if not job.wants_devices or now < job.paused_until:
             return
-        idle = []
-        for record in self._fleet.devices.values():
-            if not self._may_work(job, record, now) or not record.ready_for(job.uid):
-                continue
-            if not any(self._held(other, record.name) for other in self._jobs.values()):
-                idle.append(IdleDevice(record.name, self._shard_seconds(job, record)))
+        columns = self._roster.columns()
+        rows = columns.idle(job.uid, self._roster.admits(job), now)
+        if not len(rows):
+            return
+        per_shard = machine.grid.per_shard * columns.job(job.uid).seconds[rows]
+        idle = [IdleDevice(n, t) for n, t in zip(names_of(columns, rows), per_shard.tolist(), strict=True)]
         if job.spec.placement.max_nodes:
             seats = max(job.spec.placement.max_nodes - len(job.working), 0)
             guests = sorted((d for d in idle if d.name not in job.working), key=lambda d: (d.seconds_per_shard, d.name))
@@ -84,6 +149,9 @@ class Dispatcher:
         if not idle:
             return
         busy = [b for name in machine.by_device if (b := self._busy(job, name, now)) is not None]
+        # Each helper makes one move at most, and what the fastest cannot do, slower ones cannot do either.
+        moves = sum(len(device.begun) + len(device.waiting) for device in busy)
+        idle = heapq.nsmallest(moves, idle, key=lambda d: (d.seconds_per_shard, d.name))
         for move in relieve(idle, busy):
             match move:
                 case TakeBack(device=name, shards=shards):
@@ -93,7 +161,7 @@ class Dispatcher:
                     cut = machine.hand_out_copy(name, shard, now, self._deadline(job, record, 1, now))
                     if cut is not None:
                         log.info("copy job=%s shard=%d device=%s", job.spec.key, shard, name)
-                        job.working.add(name)
+                        self._seat(job, record)
                         self._history.leased(job.uid, cut, copy=True)
                         self._feed(job, record, cut)
 
@@ -101,33 +169,18 @@ class Dispatcher:
         """Recompute who works for each job and what they deliver together; used to share out what is left.
 
         Between two calls, devices are only added: a count that is a tick old does no harm, and counting for every
-        decision would make each cost as much as the fleet is large. One pass over orders and leases, not over all
-        pairs of job and device.
+        decision would make each cost as much as the fleet is large.
         """
         now = self._clock.monotonic()
-        devices = self._fleet.devices
-        limited: dict[JobUid, set[DeviceName]] = {}
+        columns = self._roster.columns()
         for job in self._jobs.values():
-            held = job.machine.by_device if job.machine is not None else ()
-            if job.spec.placement.max_nodes:
-                limited[job.uid] = job.working
-            job.working = {n for n in held if n in devices and devices[n].presence is Presence.CONNECTED}
-            job.total_speed = 0.0
-        for record in devices.values():
-            if record.presence is not Presence.CONNECTED:
-                continue
-            speeds, slots = record.speeds, record.identity.slots
-            for uid, order in record.orders.items():
-                ordered = self._jobs.get(uid)
-                if ordered is None:
-                    continue
-                if order.state is OrderState.READY:
-                    if uid in speeds and not (record.setbacks and record.is_barred_from(uid, now)):
-                        ordered.total_speed += slots / speeds[uid].seconds_per_item
-                    if limited and record.name in limited.get(uid, ()) and self._keeps_seat(ordered, record, now):
-                        ordered.working.add(record.name)
-                elif order.state is OrderState.ORDERED and now < order.due:
-                    ordered.working.add(record.name)
+            working = columns.working(job.uid, now)
+            if job.spec.placement.max_nodes and job.machine is not None and job.machine.pending:
+                # Between two leases a device is still one of the job's few; another would have to load the model first.
+                seated = columns.idle(job.uid, self._roster.admits(job), now)
+                working[seated[columns.job(job.uid).seat[seated]]] = True
+            self._roster.seat(job, np.flatnonzero(working))
+            job.total_speed = columns.total_speed(job.uid, now)
 
     def model_reported(self, job: JobRun, record: DeviceRecord) -> None:
         """A device has said whether it could load a job's model: count it without counting all others again."""
@@ -136,28 +189,34 @@ class Dispatcher:
             if job.spec.placement.max_nodes:
                 return
         job.working.discard(record.name)
+        self._fleet.touched.add(record.name)
 
-    def needy(self, most: int) -> list[DeviceName]:
-        """Devices with less than two shards for each slot, at most so many; the next call goes on after the last.
+    def is_served(self, job: JobRun) -> bool:
+        """Whether some device may work for the job, and neither failed at it nor at its model."""
+        columns = self._roster.columns()
+        rows = np.flatnonzero(columns.present & (columns.job(job.uid).order != FAILED))
+        rows = rows[self._roster.admits(job)[columns.profile[rows]]]
+        return bool((columns.job(job.uid).paused[rows] == 0).any())
 
-        All others are served as their results come in, so these are the ones for which only time may have changed
-        anything: a pause is over, a seat is free.
-        """
-        held: dict[DeviceName, int] = {}
-        for job in self._jobs.values():
-            if job.machine is not None:
-                for name, attempts in job.machine.by_device.items():
-                    held[name] = held.get(name, 0) + len(attempts)
-        names = [
-            name
-            for name, record in self._fleet.devices.items()
-            if record.presence is Presence.CONNECTED and held.get(name, 0) < 2 * record.identity.slots
-        ]
-        if len(names) <= most:
-            return names
-        start = self._needy_from % len(names)
-        self._needy_from = start + most
-        return (names[start:] + names[:start])[:most]
+    def why_not(self, job: JobRun) -> dict[tuple[str, ...], int]:
+        """Reasons why devices cannot work for the job, and how many devices share them."""
+        columns, verdicts = self._roster.columns(), self._roster.verdicts(job)
+        counts: dict[tuple[str, ...], int] = {}
+        everybody = columns.canonical()
+        for mask, away in (
+            (columns.present, ()),
+            (~columns.connected, ("not connected",)),
+        ):
+            profiles = np.bincount(columns.profile[everybody[mask[everybody]]], minlength=len(verdicts))
+            for number in np.flatnonzero(profiles).tolist():
+                why = (*verdicts[number].reasons, *away)
+                counts[why] = counts.get(why, 0) + int(profiles[number])
+        for name in names_of(columns, everybody[(columns.connected & ~columns.present)[everybody]]):
+            record = self._fleet.devices[name]
+            own = "draining" if record.draining else f"paused by its owner ({record.restraint.reason})"
+            why = (*verdicts[columns.profile[columns.rows[name]]].reasons, own)
+            counts[why] = counts.get(why, 0) + 1
+        return counts
 
     # ---- snapshots ----
 
@@ -174,12 +233,6 @@ class Dispatcher:
         if verdict is None:
             verdict = job.eligibility[record.name] = self._fleet.judge(record, job.spec.placement, job.requires)
         return verdict.admits
-
-    def _keeps_seat(self, job: JobRun, record: DeviceRecord, now: float) -> bool:
-        # Between two leases a device is still one of the job's few; another would have to load the model first.
-        if not job.spec.placement.max_nodes or job.machine is None or not job.machine.pending:
-            return False
-        return self._may_work(job, record, now) and not any(self._held(j, record.name) for j in self._jobs.values())
 
     @staticmethod
     def _is_prepared_for(record: DeviceRecord, job: JobRun, now: float) -> bool:
@@ -274,13 +327,17 @@ class Dispatcher:
 
     # ---- moves ----
 
+    def _seat(self, job: JobRun, record: DeviceRecord) -> None:
+        job.working.add(record.name)
+        self._fleet.touched.add(record.name)
+
     def _prepare(self, record: DeviceRecord, job: JobRun) -> None:
         assert job.admission is not None
         assert record.link is not None
         order = job.admission.job.order
         due = self._clock.monotonic() + PREPARE_S + order.model_bytes / PREPARE_BYTES_PER_S
         record.orders[job.uid] = Order(OrderState.ORDERED, due=due)
-        job.working.add(record.name)
+        self._seat(job, record)
         record.link.send_order(order)
 
     def _grant(self, record: DeviceRecord, job: JobRun, count: int, now: float) -> bool:
@@ -288,7 +345,7 @@ class Dispatcher:
         cut = job.machine.hand_out(record.name, count, now, self._deadline(job, record, count, now))
         if cut is None:
             return False
-        job.working.add(record.name)
+        self._seat(job, record)
         job.revoking.difference_update(h.shard for h in cut.shards)
         log.debug("lease job=%s device=%s shards=%d", job.spec.key, record.name, len(cut.shards))
         self._history.leased(job.uid, cut, copy=False)

@@ -17,7 +17,7 @@ from typing import Self
 
 from pocketgrid.clock import Clock
 from pocketgrid.engine.attendance import Attendance
-from pocketgrid.engine.dispatcher import Dispatcher
+from pocketgrid.engine.dispatcher import FEW, Dispatcher
 from pocketgrid.engine.feeder import Feeder
 from pocketgrid.engine.fleet import DeviceRecord
 from pocketgrid.engine.grid import Grid
@@ -34,9 +34,6 @@ from pocketgrid.settings import EngineSettings
 from pocketgrid.worktimes import Work
 
 log = logging.getLogger(__name__)
-
-NEEDY_AT_A_TIME = 500
-"""Idle devices looked at in one tick: with more of them, each is looked at less often, and the loop stays free."""
 
 
 class Engine:
@@ -255,6 +252,11 @@ class Engine:
             await self._grid.wake_dispatch.wait()
             self._grid.wake_dispatch.clear()
             names, self._grid.dirty = self._grid.dirty, set()
+            everyone, self._grid.all_dirty = self._grid.all_dirty, False
+            if everyone or len(names) > FEW:
+                with _survived("round"):
+                    self._dispatcher.serve_all(None if everyone else names)
+                continue
             for name in names:
                 record = self._grid.fleet.devices.get(name)
                 if record is not None:
@@ -271,8 +273,8 @@ class Engine:
                 with _survived(f"job={job.spec.key}"):
                     self._lifecycle.look_at_deadlines(job)
                     self._dispatcher.relieve_job(job)
-            for name in self._dispatcher.needy(NEEDY_AT_A_TIME):
-                self._grid.mark(name)
+            with _survived("round"):
+                self._dispatcher.serve_needy()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from pocketgrid.engine.links import DeviceLink, HeldAttempt
+from pocketgrid.engine.watched import Watched
 from pocketgrid.model.device import (
     AgentFeature,
     DeviceIdentity,
@@ -28,6 +29,10 @@ SETBACK_FIRST_S = 0.5
 SETBACK_LAST_S = 60.0
 """A device that fails at a job's shards gets others only after a pause, doubling from the first to the last: were it
 served at once, one sick device with an empty queue would take every shard before the healthy ones could."""
+
+
+_PLANNED_BY = frozenset({"presence", "draining", "restraint", "link"})
+"""Attributes of a record that planning asks for, beside those that watch themselves."""
 
 
 class OrderState(Enum):
@@ -71,9 +76,11 @@ class DeviceRecord:
         progress_at: by job, monotonic seconds when a result last arrived; bounds when the next shard was begun.
         feeding: held while a lease is being sent, so that leases arrive in the order they were cut.
         held: what it said it has of jobs the engine does not know yet.
+        touched: gets the device's name whenever something changes that planning asks of it.
     """
 
     identity: DeviceIdentity
+    touched: set[DeviceName] = field(default_factory=set, repr=False)
     link: DeviceLink | None = None
     presence: Presence = Presence.LOST
     changed_at: float = 0.0
@@ -81,15 +88,26 @@ class DeviceRecord:
     vitals: Vitals = field(default_factory=Vitals)
     draining: bool = False
     restraint: Restraint = field(default_factory=Restraint)
-    orders: dict[JobUid, Order] = field(default_factory=dict)
-    speeds: dict[JobUid, SpeedEstimate] = field(default_factory=dict)
+    orders: Watched[JobUid, Order] = field(init=False)
+    speeds: Watched[JobUid, SpeedEstimate] = field(init=False)
     model_speeds: dict[ModelDigest, float] = field(default_factory=dict)
     peak_speeds: dict[ModelDigest, float] = field(default_factory=dict)
     progress_at: dict[JobUid, float] = field(default_factory=dict)
     held: dict[JobUid, list[HeldAttempt]] = field(default_factory=dict)
     items_done: int = 0
-    setbacks: dict[JobUid, Setback] = field(default_factory=dict)
+    setbacks: Watched[JobUid, Setback] = field(init=False)
     feeding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.orders = Watched(self.touched, self.name)
+        self.speeds = Watched(self.touched, self.name)
+        self.setbacks = Watched(self.touched, self.name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Not through super(): a class with slots is made anew by its decorator, and would not find itself.
+        object.__setattr__(self, name, value)
+        if name in _PLANNED_BY:
+            self.touched.add(self.identity.name)
 
     @property
     def name(self) -> DeviceName:
@@ -151,6 +169,10 @@ class Fleet:
         self.classes: dict[str, HardwareClass] = {}
         self._node_classes: dict[DeviceName, tuple[str, ...]] = {}
         self.deregistered: dict[DeviceName, str] = {}
+        self.touched: set[DeviceName] = set()
+        """Devices whose record has changed in a way that matters to planning; whoever derives from it empties it."""
+        self.classes_changed = False
+        self._guests: dict[DeviceName, set[DeviceName]] = {}
 
     def node_of(self, record: DeviceRecord) -> NodeView | None:
         """The Node a device runs on or is represented by; None until the cluster has shown it."""
@@ -171,9 +193,10 @@ class Fleet:
         identity = link.identity
         record = self.devices.get(identity.name)
         if record is None:
-            record = self.devices[identity.name] = DeviceRecord(identity)
+            record = self.devices[identity.name] = DeviceRecord(identity, touched=self.touched)
         elif record.identity.facts.engine != identity.facts.engine:
             record.speeds.clear()
+        self._move(record, identity.node_name)
         record.identity = identity
         record.link = link
         record.orders.clear()
@@ -190,12 +213,12 @@ class Fleet:
         if self.nodes.get(node.name) == node:
             return False
         self.nodes[node.name] = node
-        self._node_classes.pop(node.name, None)
+        self._forget_classes_of(node.name)
         return True
 
     def remove_node(self, name: DeviceName) -> bool:
         """Forget a Node; whether it was known."""
-        self._node_classes.pop(name, None)
+        self._forget_classes_of(name)
         return self.nodes.pop(name, None) is not None
 
     def set_classes(self, classes: Mapping[str, HardwareClass]) -> bool:
@@ -203,6 +226,7 @@ class Fleet:
         if self.classes == dict(classes):
             return False
         self.classes = dict(classes)
+        self.classes_changed = True
         self._node_classes.clear()
         return True
 
@@ -212,15 +236,44 @@ class Fleet:
 
     def judge(self, record: DeviceRecord, placement: Placement, requires: frozenset[AgentFeature]) -> Eligibility:
         """Whether a device may work for a job with `placement` whose work order `requires` so much, presence aside."""
-        node = self.node_of(record)
+        features = record.identity.features
+        return self.judge_node(self.node_of(record), self.classes_of(record), features, placement, requires)
+
+    @staticmethod
+    def judge_node(
+        node: NodeView | None,
+        classes: tuple[str, ...],
+        features: frozenset[AgentFeature],
+        placement: Placement,
+        requires: frozenset[AgentFeature],
+    ) -> Eligibility:
+        """`judge`, of a device with such a Node in such classes whose agent has such features."""
         if node is None:
             return Eligibility(selected=False, admits=False, evicts=True, reasons=("has no Node",))
-        missing = requires - record.identity.features
-        return judge_eligibility(placement, node, self.classes_of(record), missing)
+        return judge_eligibility(placement, node, classes, requires - features)
 
     def records_on(self, node: DeviceName) -> Iterable[DeviceRecord]:
         """Devices that run on or are represented by a Node."""
         own = self.devices.get(node)
         if own is not None and not own.identity.node_name:
             yield own
-        yield from (r for r in self.devices.values() if r.identity.node_name == node)
+        yield from (self.devices[name] for name in sorted(self._guests.get(node, ())))
+
+    def forget(self, name: DeviceName) -> None:
+        """Let go of all that is known of a device; it may come back as one never seen."""
+        record = self.devices.pop(name)
+        self._move(record, "")
+        self.touched.add(name)
+        if self._nodes_from_facts:
+            self.remove_node(name)
+
+    def _move(self, record: DeviceRecord, node: str) -> None:
+        guests = self._guests.get(DeviceName(record.identity.node_name))
+        if guests is not None:
+            guests.discard(record.name)
+        if node:
+            self._guests.setdefault(DeviceName(node), set()).add(record.name)
+
+    def _forget_classes_of(self, node: DeviceName) -> None:
+        self._node_classes.pop(node, None)
+        self.touched.update(record.name for record in self.records_on(node))

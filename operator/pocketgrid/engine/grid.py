@@ -13,7 +13,6 @@ from pocketgrid.engine.fleet import Fleet
 from pocketgrid.engine.history import History, Recorder
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.model.ids import DeviceName, JobUid
-from pocketgrid.model.view import Presence
 from pocketgrid.settings import EngineSettings
 from pocketgrid.worktimes import WorkTimes
 
@@ -31,6 +30,7 @@ class Grid:
         jobs: all jobs, ended ones included, until they are removed.
         active: those that may still want devices.
         dirty: devices to be looked at in the next turn.
+        all_dirty: look at all of them.
         times: where this process's time goes.
     """
 
@@ -44,6 +44,7 @@ class Grid:
         self.jobs: dict[JobUid, JobRun] = {}
         self.active: dict[JobUid, JobRun] = {}
         self.dirty: set[DeviceName] = set()
+        self.all_dirty = False
         self.times = WorkTimes()
         self.wake_dispatch = asyncio.Event()
         self.revision = 0
@@ -68,17 +69,13 @@ class Grid:
 
     def mark_all(self) -> None:
         """Look at all attached devices in the next turn."""
-        for name, record in self.fleet.devices.items():
-            if record.presence is Presence.CONNECTED:
-                self.mark(name)
+        self.all_dirty = True
+        self.wake_dispatch.set()
 
     def mark_idle(self, job: JobRun) -> None:
-        """Look at the devices that hold nothing of `job`, if shards of it are to be had."""
-        if job.machine is None or not job.machine.pending:
-            return
-        for name, record in self.fleet.devices.items():
-            if record.presence is Presence.CONNECTED and name not in job.machine.by_device:
-                self.mark(name)
+        """Look at the devices that may want shards of `job`, if some are to be had."""
+        if job.machine is not None and job.machine.pending:
+            self.mark_all()
 
     def touch(self) -> None:
         """Something that views show has changed."""

@@ -9,7 +9,7 @@ from pocketgrid.engine.fleet import DeviceRecord, Fleet
 from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.model.view import DeviceView, Explanation, JobView, Presence, Stage
-from pocketgrid.planning.eligibility import summarise_reasons
+from pocketgrid.planning.eligibility import summarise_counts, summarise_reasons
 
 
 def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher) -> JobView:
@@ -90,6 +90,8 @@ def _mean_rate(job: JobRun) -> float:
 def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher) -> Explanation | None:
     if job.stage.terminal or job.stage in (Stage.SUSPENDED, Stage.FINISHING):
         return None
+    if dispatcher.is_served(job):
+        return None
     connected = [r for r in fleet.devices.values() if r.presence is Presence.CONNECTED]
     able = [r for r in connected if dispatcher.eligible(job, r) and r.wants_work]
     if able:
@@ -107,16 +109,6 @@ def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher) -> Explanation 
         if len(sick) == len(able):
             return Explanation("DevicesFailing", f"every device fails at it: {summarise_reasons(sick)}")
         return None
-    reasons = {}
-    for record in fleet.devices.values():
-        why = job.eligibility[record.name].reasons if dispatcher.eligible(job, record) is False else ()
-        if record.presence is not Presence.CONNECTED:
-            why = (*why, "not connected")
-        elif record.draining:
-            why = (*why, "draining")
-        elif record.restraint.paused:
-            why = (*why, f"paused by its owner ({record.restraint.reason})")
-        reasons[str(record.name)] = why
     classes = job.spec.placement.hardware_classes
     asked = f" of class {' or '.join(classes)}" if classes else ""
-    return Explanation("NoReadyNodes", f"no ready device{asked}; {summarise_reasons(reasons)}")
+    return Explanation("NoReadyNodes", f"no ready device{asked}; {summarise_counts(dispatcher.why_not(job))}")

@@ -69,6 +69,7 @@ class JobMachine:
         limits: when to give up.
         stage: where the job stands.
         released: how often a shard that was handed out has become free again.
+        touched: devices that hold something else than they did when somebody last emptied this.
     """
 
     grid: ShardGrid
@@ -83,6 +84,7 @@ class JobMachine:
     pending: IndexSet = field(init=False)
     attempts: dict[AttemptSeq, Attempt] = field(default_factory=dict)
     by_device: dict[DeviceName, dict[AttemptSeq, None]] = field(default_factory=dict)
+    touched: set[DeviceName] = field(default_factory=set)
     _by_shard: dict[int, list[AttemptSeq]] = field(default_factory=dict)
     _committing: dict[int, AttemptSeq] = field(default_factory=dict)
     _committing_device: dict[int, DeviceName] = field(default_factory=dict)
@@ -375,6 +377,7 @@ class JobMachine:
     def _add(self, attempt: Attempt) -> None:
         self.attempts[attempt.seq] = attempt
         self.by_device.setdefault(attempt.device, {})[attempt.seq] = None
+        self.touched.add(attempt.device)
         self._by_shard.setdefault(attempt.shard, []).append(attempt.seq)
         heapq.heappush(self._deadlines, (attempt.deadline, attempt.seq))
 
@@ -382,6 +385,7 @@ class JobMachine:
         attempt = self.attempts.pop(seq, None)
         if attempt is None:
             return None
+        self.touched.add(attempt.device)
         held = self.by_device[attempt.device]
         del held[seq]
         if not held:

@@ -92,7 +92,8 @@ class FleetColumns:
     Attributes:
         rows: by name.
         names: by row; empty where there is no device.
-        present: attached, and not about to leave.
+        connected: attached.
+        present: attached, and takes new work.
         profile: number of the profile.
         slots, credit_shards, credit_bytes: as in `DeviceLoad`.
         held: shards of all jobs handed out and unanswered.
@@ -101,6 +102,7 @@ class FleetColumns:
 
     rows: dict[DeviceName, int] = field(default_factory=dict)
     names: list[DeviceName] = field(default_factory=list)
+    connected: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_FIRST_CAPACITY, np.bool_))
     present: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_FIRST_CAPACITY, np.bool_))
     profile: NDArray[np.int32] = field(default_factory=lambda: np.zeros(_FIRST_CAPACITY, np.int32))
     slots: NDArray[np.int32] = field(default_factory=lambda: np.ones(_FIRST_CAPACITY, np.int32))
@@ -143,7 +145,7 @@ class FleetColumns:
         if row is None:
             return
         self.names[row] = DeviceName("")
-        self.present[row] = False
+        self.connected[row] = self.present[row] = False
         self.held[row] = 0
         for job in self.jobs.values():
             job.clear(row)
@@ -188,6 +190,18 @@ class FleetColumns:
         """
         return self.select(self.held < 2 * self.slots)
 
+    def working(self, uid: JobUid, now: float) -> NDArray[np.bool_]:
+        """Who holds shards of a job or is being prepared for it, and can be reached; shape (capacity,)."""
+        job = self.job(uid)
+        working: NDArray[np.bool_] = (job.held > 0) | ((job.order == ORDERED) & (now < job.until))
+        return working & self.connected
+
+    def idle(self, uid: JobUid, admits: NDArray[np.bool_], now: float) -> Rows:
+        """Who could work for a job at once and holds nothing of any."""
+        job = self.job(uid)
+        rows = np.flatnonzero((job.order == READY) & self.present & (self.held == 0) & (now >= job.paused))
+        return rows[admits[self.profile[rows]]]
+
     def total_speed(self, uid: JobUid, now: float) -> float:
         """What the present devices that have a job's model and may work for it deliver together, items per second."""
         job = self.jobs.get(uid)
@@ -197,7 +211,7 @@ class FleetColumns:
         return float(np.sum(self.slots[able] / job.seconds[able]))
 
     def _grow(self, capacity: int) -> None:
-        for name in ("present", "profile", "slots", "credit_shards", "credit_bytes", "held", "_keys"):
+        for name in ("connected", "present", "profile", "slots", "credit_shards", "credit_bytes", "held", "_keys"):
             setattr(self, name, _grown(getattr(self, name), capacity, 1 if name == "slots" else 0))
         for job in self.jobs.values():
             job.grow(capacity)

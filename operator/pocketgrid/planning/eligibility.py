@@ -81,10 +81,19 @@ def summarise_reasons(reasons: Mapping[str, tuple[str, ...]], limit: int = 3) ->
 
     Ties are broken by text, so that the line does not flicker.
     """
-    counts: dict[str, int] = {}
+    counts: dict[tuple[str, ...], int] = {}
     for why in reasons.values():
+        counts[why] = counts.get(why, 0) + 1
+    return summarise_counts(counts, limit)
+
+
+def summarise_counts(devices: Mapping[tuple[str, ...], int], limit: int = 3) -> str:
+    """`summarise_reasons` where it is known how many devices share the same reasons."""
+    counts: dict[str, int] = {}
+    for why, count in devices.items():
         for reason in why:
-            counts[reason] = counts.get(reason, 0) + 1
+            counts[reason] = counts.get(reason, 0) + count
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     shown = ", ".join(f"{count} {reason}" for reason, count in ordered[:limit])
-    return f"0/{len(reasons)} devices can work: {shown}" if shown else f"0/{len(reasons)} devices can work"
+    total = sum(devices.values())
+    return f"0/{total} devices can work: {shown}" if shown else f"0/{total} devices can work"

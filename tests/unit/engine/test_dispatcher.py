@@ -2,6 +2,7 @@
 
 import pytest
 
+from pocketgrid.engine.dispatcher import AT_A_TIME
 from pocketgrid.engine.fleet import SETBACK_LAST_S, Order, OrderState
 from pocketgrid.model import events as ev
 from pocketgrid.model.device import Credits
@@ -253,11 +254,73 @@ def test_no_copies_are_made_while_the_job_pauses() -> None:
     assert helper.identity.name in world.handed[job.uid]
 
 
-def test_idle_devices_of_a_large_fleet_are_looked_at_in_turn() -> None:
+def test_a_large_fleet_is_served_a_thousand_decisions_at_a_turn() -> None:
     world = World()
-    world.add_job("job", items=10)
-    names = {world.add_device(f"d{index}", loads=False).identity.name for index in range(10)}
-    seen = [world.dispatcher.needy(4) for _ in range(3)]
-    assert all(len(turn) == 4 for turn in seen)
-    assert set().union(*seen) == names
-    assert set(world.dispatcher.needy(100)) == names
+    jobs = [world.add_job(name, items=10_000, lease_seconds=1.0) for name in ("one", "two")]
+    devices = [world.add_device(f"d{index}") for index in range(1200)]
+    world.dispatcher.serve_needy()
+    assert sum(len(d.unprepared) for d in devices) == AT_A_TIME
+    for _ in range(3):
+        world.dispatcher.serve_needy()
+    assert all(len(d.unprepared) == 2 for d in devices), "each is prepared for both"
+    for device in devices:
+        record = world.record(device)
+        for job in jobs:
+            record.orders[job.uid] = Order(OrderState.READY)
+            record.speeds[job.uid] = SpeedEstimate.measured(10.0)
+    world.dispatcher.refresh_speeds()
+    world.dispatcher.serve_all()
+    world.dispatcher.serve_all()
+    assert all(d.queue for d in devices)
+    sizes = [len(job.working) for job in jobs]
+    assert min(sizes) > 0
+    for device in devices:
+        held = [job.machine.by_device.get(device.identity.name, ()) for job in jobs]
+        assert 0 < sum(map(len, held)) <= device.identity.credits.shards
+
+
+def test_columns_follow_whatever_happens_to_devices() -> None:
+    from pocketgrid.model.device import NodeView, device_labels
+    from pocketgrid.model.view import Presence
+
+    world = World()
+    job = world.add_job("job", items=1000)
+    for index in range(40):
+        world.add_device(f"d{index}")
+    roster = world.dispatcher._roster
+
+    def served(name: str) -> bool:
+        columns = roster.columns()
+        return columns.row_of(name) in columns.select(columns.present).tolist()
+
+    def admitted(name: str) -> bool:
+        columns = roster.columns()
+        return bool(roster.admits(job)[columns.profile[columns.row_of(name)]])
+
+    first = world.devices["d0"]
+    assert served("d0")
+    assert admitted("d0")
+    world.record(first).draining = True
+    assert not served("d0")
+    world.record(first).draining = False
+    world.record(first).presence = Presence.UNKNOWN
+    assert not served("d0")
+    world.attach(first)
+    assert served("d0")
+    node = NodeView(first.identity.name, device_labels(first.identity), unschedulable=True)
+    world.grid.fleet.set_node(node)
+    assert not admitted("d0")
+    assert admitted("d1")
+    world.grid.fleet.remove_node(node.name)
+    assert not admitted("d0")
+    world.record(first).presence = Presence.LOST
+    world.grid.fleet.forget(first.identity.name)
+    columns = roster.columns()
+    assert "d0" not in columns.rows
+    del world.devices[first.identity.name]
+    world.run(200)
+    assert job.stage is Stage.COMPLETE
+    world.grid.active.clear()
+    columns = roster.columns()
+    assert not columns.jobs
+    assert not columns.held.any()
