@@ -22,7 +22,7 @@ from pocketgrid_agent.tools import (
     termux_wifi,
 )
 from pocketgrid_agent.vitals import Vitals, merge
-from tests.unit.agent.test_agent_probe import LAPTOP, PHONE, RASPBERRY, tree
+from tests.unit.agent.machine_trees import LAPTOP, PHONE, RASPBERRY, tree
 
 
 def read(root: Path) -> Vitals:
