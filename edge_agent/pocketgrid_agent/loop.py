@@ -328,7 +328,8 @@ class Agent:
             self._handle(ev.PolicyChanged(policy.LOOKING_AROUND))
             await asyncio.to_thread(self._sensors.settle, ANSWER_SECONDS)
         while True:
-            self._vitals = await asyncio.to_thread(self._sensors.read)
+            calm = not self._machine.running and not self._machine.queue
+            self._vitals = await asyncio.to_thread(self._sensors.read, calm=calm)
             before, now = self._machine.verdict, datetime.now().astimezone()
             local = LocalTime(now.weekday(), now.hour * 60 + now.minute)
             self._judged = policy.judge(self._settings.policy, self._vitals, time.monotonic(), local, self._judged)

@@ -35,8 +35,8 @@ class Sensor(Protocol):
         """Whether its first reading knows nothing yet."""
         ...
 
-    def read(self) -> Vitals:
-        """What is known now; never raises, never waits."""
+    def read(self, *, calm: bool = False) -> Vitals:
+        """What is known now; never raises, never waits. `calm`: there is no work, and older readings will do."""
         ...
 
     def settle(self, deadline_s: float) -> None:
@@ -67,9 +67,9 @@ class Sensors:
         for part in self.parts:
             part.settle(deadline_s)
 
-    def read(self) -> Vitals:
+    def read(self, *, calm: bool = False) -> Vitals:
         """What all of them know together."""
-        vitals = merge(part.read() for part in self.parts)
+        vitals = merge(part.read(calm=calm) for part in self.parts)
         return replace(vitals, network=LOOPBACK, metered=False) if self.gateway_is_local else vitals
 
 
@@ -96,8 +96,8 @@ class LinuxSensor:
         self._ticks_per_second = ticks_per_second or os.sysconf("SC_CLK_TCK")
         self._before: tuple[int, int, float] | None = None
 
-    def read(self) -> Vitals:
-        """A reading of now."""
+    def read(self, *, calm: bool = False) -> Vitals:
+        """A reading of now, calm or not."""
         battery = battery_of(self._root)
         kind = network(self._root)
         return Vitals(

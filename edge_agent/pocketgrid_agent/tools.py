@@ -34,6 +34,9 @@ BATTERY_SECONDS = 30.0
 NETWORK_SECONDS = 60.0
 """Between questions."""
 
+CALM_FACTOR = 4
+"""Without work, questions are so much rarer: they would drain the battery they ask for."""
+
 STALE_AFTER = 4
 """An answer that is older than so many periods is not believed any more."""
 
@@ -74,18 +77,19 @@ class ToolSensor:
         self._deadline_s = deadline_s
         self._answer = Vitals()
         self._answered_at = float("-inf")
-        self._due = float("-inf")
+        self._asked_at = float("-inf")
         self._asking: threading.Thread | None = None
 
-    def read(self) -> Vitals:
+    def read(self, *, calm: bool = False) -> Vitals:
         """The last answer, while it can be believed; asks anew when it is time, without waiting."""
         now = self._now()
-        if now >= self._due and (self._asking is None or not self._asking.is_alive()):
-            self._due = now + self._tool.period_s
+        period_s = self._tool.period_s * (CALM_FACTOR if calm else 1)
+        if now - self._asked_at >= period_s and (self._asking is None or not self._asking.is_alive()):
+            self._asked_at = now
             # A daemon: nobody waits for a phone's battery at the end.
             self._asking = threading.Thread(target=self._ask, name="tool", daemon=True)
             self._asking.start()
-        return self._answer if now - self._answered_at <= STALE_AFTER * self._tool.period_s else Vitals()
+        return self._answer if now - self._answered_at <= STALE_AFTER * period_s else Vitals()
 
     def settle(self, deadline_s: float) -> None:
         """Wait until the question that is being asked has been answered or given up."""

@@ -269,6 +269,21 @@ def test_a_program_is_asked_in_the_background_and_rarely(tmp_path: Path) -> None
     assert said.read_text() == "x\nx\n"
 
 
+def test_without_work_a_program_is_asked_more_rarely_and_believed_for_longer(tmp_path: Path) -> None:
+    clock = Clock()
+    said = tmp_path / "said"
+    sensor = sensor_of(program(tmp_path, f"echo x >>{said}; echo '{answer(81)}'"), clock)
+    sensor.read(calm=True)
+    sensor.settle(10.0)
+    clock.now += 119.0
+    assert sensor.read(calm=True).battery_percent == 81.0
+    sensor.settle(10.0)
+    assert said.read_text() == "x\n"
+    sensor.read()
+    sensor.settle(10.0)
+    assert said.read_text() == "x\nx\n", "as soon as there is work, the present counts"
+
+
 @pytest.mark.parametrize(
     "script",
     [
