@@ -22,7 +22,6 @@ from pocketgrid.storage.durable import store_error
 from pocketgrid.storage.logentries import (
     COMMIT,
     VERSION,
-    Entry,
     Header,
     Plan,
     Sealed,
@@ -36,6 +35,8 @@ from pocketgrid.storage.logstate import LogState
 
 _NAME = re.compile(r"E(\d{10})-S(\d{6})\.log")
 _LANDMARK = re.compile(rb'^[0-9a-f]{8} \{"kind":"(?:header|plan|sealed|unsealed)".*$', re.MULTILINE)
+_HEAD = 64 << 10
+"""A header stands at the beginning; only where it does not is the whole segment looked through."""
 _TOGETHER = 4096
 """Commits decoded at a time; more would only cost memory."""
 
@@ -137,16 +138,10 @@ def read_header(folder: Path) -> Header | None:
 def _newest_header(folder: Path, names: Sequence[str]) -> tuple[Header | None, str]:
     """The newest header that can be read and the segment it stands in."""
     for name in reversed(names):
-        data = _read(folder / name, None)
-        first: Entry | None = None
-        entries = 0
-        for line in _lines(data[: data.rfind(b"\n") + 1]):
-            entry = decode_line(line)
-            if isinstance(entry, Header):
-                first = entry
-                break
-            entries += entry is not None
-        if isinstance(first, Header):
+        first, entries = _first_header(_read(folder / name, _HEAD))
+        if first is None:
+            first, entries = _first_header(_read(folder / name, None))
+        if first is not None:
             if first.version > VERSION:
                 raise StoreError(f"{folder / name} was written by a newer version of PocketGrid; use that one")
             return first, name
@@ -156,6 +151,18 @@ def _newest_header(folder: Path, names: Sequence[str]) -> tuple[Header | None, s
                 "restore the file from a backup or start again in a new output folder"
             )
     return None, ""
+
+
+def _first_header(data: bytes) -> tuple[Header | None, int]:
+    """The first header in `data`, and how many entries stand before it."""
+    entries = start = 0
+    while (stop := data.find(b"\n", start)) >= 0:
+        entry = decode_line(data[start:stop])
+        if isinstance(entry, Header):
+            return entry, entries
+        entries += entry is not None
+        start = stop + 1
+    return None, entries
 
 
 def _settled_shards(folder: Path, counted: Mapping[str, int | None]) -> bytearray:
@@ -218,13 +225,6 @@ def _fold(state: LogState, data: bytes, settled: bytearray) -> tuple[int, int]:
     if waiting:
         state.apply_all(decode_commits(waiting))
     return entries, bad
-
-
-def _lines(data: bytes) -> Iterator[bytes]:
-    start = 0
-    while (stop := data.find(b"\n", start)) >= 0:
-        yield data[start:stop]
-        start = stop + 1
 
 
 def _read(path: Path, limit: int | None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from pocketgrid.errors import StoreError
 from pocketgrid.model.ids import DeviceName
-from pocketgrid.storage.logentries import Commit, Share, Worker, encode_lines
+from pocketgrid.storage.logentries import Commit, Introduced, Share, Worker, decode_line, encode_lines, segment_name
 from pocketgrid.storage.logreading import read_log
 from pocketgrid.storage.results import (
     DeviceWork,
@@ -242,6 +243,14 @@ def test_a_finished_manifest_of_version_1_can_be_read(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "out/_pocketgrid")
     assert read_manifest(str(tmp_path / "out")).work is None
     assert verify(str(tmp_path / "out")) == []
+
+
+def test_the_lines_that_the_documentation_shows_are_lines() -> None:
+    text = (Path(__file__).parents[3] / "docs/commit-log.md").read_bytes()
+    worker, commit = (decode_line(line) for line in re.findall(rb"^[0-9a-f]{8} [{\[].*$", text, re.MULTILINE))
+    assert isinstance(worker, Introduced)
+    assert isinstance(commit, Commit)
+    assert (commit.shard, commit.worker, commit.rows, commit.staging) == (12, worker.number, 64, segment_name(1, 2))
 
 
 def test_a_shard_of_a_job_of_a_million_takes_less_than_92_bytes() -> None:

@@ -1,7 +1,7 @@
 """Which keys occur more than once, in bounded memory, however many rows there are.
 
 Responsible for finding suspects: keys whose 64-bit hash another key has. Hashes are kept in memory up to a limit and
-then go to temporary files, one for each value of their low byte, so that 10^9 rows take 8 GB of disk and 32 MB of
+then go to temporary files, one for each value of their low byte, so that 10^9 rows take 8 GB of disk and about 64 MB of
 memory. Whether a suspect truly occurs twice is for the caller to find out by a second look at the keys, since
 different keys may share a hash.
 """
@@ -31,7 +31,7 @@ class DuplicateFinder:
         hashes_in_memory: beyond so many, hashes go to temporary files. 8 bytes each, and as much again for sorting.
     """
 
-    def __init__(self, *, hashes_in_memory: int = 4 << 20) -> None:
+    def __init__(self, *, hashes_in_memory: int = 1 << 20) -> None:
         self._limit = hashes_in_memory
         self._held: list[np.ndarray[Any, np.dtype[np.int64]]] = []
         self._count = 0
