@@ -15,9 +15,12 @@ from pocketgrid.errors import PeerError, RefusedError
 from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid_agent.backoff import Backoff
 from pocketgrid_agent.events import Token
-from pocketgrid_agent.stream import LinkDownError, Owner, PostponedError, Stream, Target
+from pocketgrid_agent.stream import CrowdedError, LinkDownError, Owner, PostponedError, Stream, Target
 
 log = logging.getLogger(__name__)
+
+STEADY_SECONDS = 1.0
+"""A stream that lived for so long was one; waits before the next dial begin anew."""
 
 AFTER_DRAIN_SECONDS = 1.0
 """Before dialling a gateway again that has asked to be left."""
@@ -50,7 +53,7 @@ class Link:
         """
         last_complaint = ""
         while True:
-            wait = 0.0
+            wait, crowded, asked_for = 0.0, False, False
             try:
                 await self._one_session()
                 complaint = "the stream ended"
@@ -59,12 +62,15 @@ class Link:
                     raise
                 complaint, wait = str(error), error.retry_after_s if isinstance(error, PostponedError) else 0.0
             except AskedError as asked:
-                complaint, wait = f"closed on purpose: {asked.reason}", AFTER_DRAIN_SECONDS
+                complaint, wait, asked_for = f"closed on purpose: {asked.reason}", AFTER_DRAIN_SECONDS, True
+            except CrowdedError as error:
+                complaint, crowded = str(error), True
             except PeerError as error:
                 complaint = str(error)
             if self._closing:
                 return
-            wait = max(wait, self._backoff.next())
+            if not asked_for:
+                wait = max(wait, self._backoff.next(crowded=crowded))
             # Said once, not at every try: a gateway may be away for days.
             level = logging.DEBUG if complaint == last_complaint else logging.WARNING
             log.log(level, "not attached gateway=%s retry_s=%.2f cause=%s", self._target.address, wait, complaint)
@@ -75,14 +81,17 @@ class Link:
         channel = self._target.channel()
         stream = Stream(channel, self._target, self._owner)
         try:
-            welcome = await stream.open()
-            self._backoff.reset()
+            welcome = await stream.open(self._backoff.patience_s)
             self._stream = stream
             self._attached.set()
+            since = asyncio.get_running_loop().time()
             self._owner.welcomed(welcome)
             try:
                 await stream.serve()
             finally:
+                if asyncio.get_running_loop().time() - since >= STEADY_SECONDS:
+                    # A gateway that welcomes and throws out at once would be dialled without end.
+                    self._backoff.reset(stream.spread_s)
                 self._stream = None
                 self._attached.clear()
                 self._owner.lost(stream.ending)
@@ -90,6 +99,11 @@ class Link:
             stream.cancel()
             # Calls are gone already; a grace period would only wait for a dead peer.
             await channel.close(None)
+
+    @property
+    def answered(self) -> int:
+        """How many heartbeats of the present stream were answered; 0 without one."""
+        return self._stream.answered if self._stream is not None else 0
 
     def send(self, message: pb.DeviceMessage) -> None:
         """Send soon, before any results that wait. Without a stream the message is dropped: Hello will say it."""
