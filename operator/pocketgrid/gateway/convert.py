@@ -9,7 +9,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pocketgrid.engine.links import AttemptFailure, HeldAttempt, LeasedShard, ModelStatus, Settlement, ShardOutcome
 from pocketgrid.errors import InvalidSpecError, ProtocolError
-from pocketgrid.model.device import AgentFeature, Credits, DeviceFacts, DeviceIdentity, DeviceKind, Network, Vitals
+from pocketgrid.model.device import (
+    AgentFeature,
+    Credits,
+    DeviceFacts,
+    DeviceIdentity,
+    DeviceKind,
+    Network,
+    Restraint,
+    RestraintLevel,
+    Vitals,
+)
 from pocketgrid.model.ids import DeviceName, JobUid, LeaseId, ModelDigest
 from pocketgrid.model.job import ItemFailure, Operation, TensorBinding, WorkOrder
 from pocketgrid.model.tensors import TensorData
@@ -22,6 +32,7 @@ _DNS_LABEL = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
 _NAME = re.compile(rf"{_DNS_LABEL}(?:\.{_DNS_LABEL})*")
 _LABEL_PART = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_REASON = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
 _LONGEST_NAME = 253
 
 # What a device may make us remember or write into its Node and EdgeNode. Generous for any real device, and small
@@ -40,6 +51,11 @@ _MAX_CORES = 1 << 16
 _MAX_OPSET = 1 << 16
 _MAX_RESULTS = 1 << 14
 _MAX_RANK = 16
+_MAX_DTYPE = 16
+_MAX_JOB = 253
+_MAX_TOKEN = 64
+_MAX_GIVEN_LABELS = 4096
+_SLOWEST, _FASTEST = 1e-6, 1e9
 _INT64 = 2**63 - 1
 
 _SHARD_OVERHEAD = 256
@@ -75,7 +91,7 @@ def read_hello(hello: pb.Hello) -> tuple[DeviceIdentity, tuple[HeldAttempt, ...]
     facts = hello.facts
     identity = DeviceIdentity(
         name=DeviceName(hello.device_name),
-        boot_id=hello.boot_id[:_MAX_TEXT],
+        boot_id=_text(hello.boot_id),
         owner=hello.owner,
         facts=DeviceFacts(
             kind=_kind(facts.kind),
@@ -85,9 +101,9 @@ def read_hello(hello: pb.Hello) -> tuple[DeviceIdentity, tuple[HeldAttempt, ...]
             memory_bytes=min(facts.memory_bytes, _INT64),
             simd=_words(facts.simd, _MAX_FEATURES),
             providers=_words(facts.providers, _MAX_PROVIDERS),
-            model_name=facts.model_name[:_MAX_TEXT],
-            agent_version=facts.agent_version[:_MAX_WORD],
-            engine=facts.engine[:_MAX_TEXT],
+            model_name=_text(facts.model_name),
+            agent_version=_text(facts.agent_version, _MAX_WORD),
+            engine=_text(facts.engine),
             opset=min(facts.opset, _MAX_OPSET),
         ),
         slots=min(max(hello.slots, 1), _MAX_SLOTS),
@@ -99,7 +115,11 @@ def read_hello(hello: pb.Hello) -> tuple[DeviceIdentity, tuple[HeldAttempt, ...]
         labels=_labels(hello.labels, hello.device_name),
         features=frozenset(_FEATURES[f] for f in hello.features if f in _FEATURES),
     )
-    held = tuple(HeldAttempt(JobUid(h.job), h.shard, h.token, h.finished) for h in hello.held[:_MAX_HELD])
+    held = tuple(
+        HeldAttempt(JobUid(h.job), h.shard, h.token, h.finished)
+        for h in hello.held[:_MAX_HELD]
+        if len(h.job) <= _MAX_JOB and len(h.token) <= _MAX_TOKEN
+    )
     return identity, held
 
 
@@ -118,26 +138,67 @@ def read_vitals(beat: pb.Heartbeat) -> Vitals:
     )
 
 
+def read_restraint(restraint: pb.Restraint) -> Restraint:
+    """How far a device's owner holds it back. A level of a newer version is taken for the mildest."""
+    match restraint.level:
+        case pb.Restraint.LEVEL_UNSPECIFIED | pb.Restraint.LEVEL_NONE:
+            return Restraint()
+        case pb.Restraint.LEVEL_PAUSED:
+            level = RestraintLevel.PAUSED
+        case _:
+            level = RestraintLevel.EASED
+    return Restraint(level, read_reason(restraint.reason), _text(restraint.message))
+
+
 def read_model_report(report: pb.ModelReport) -> ModelStatus:
     """What a device answers to a work order."""
     speed = report.items_per_second
     return ModelStatus(
-        job=JobUid(report.job),
-        model=ModelDigest(report.model_sha256),
+        job=read_job(report.job),
+        model=ModelDigest(report.model_sha256[:_MAX_TOKEN]),
         ready=report.state == pb.ModelReport.STATE_READY,
-        items_per_second=speed if 0 < speed < 1e12 else 0.0,
+        # Its reciprocal is what is reckoned with; beyond these it is no speed of anything.
+        items_per_second=min(max(speed, _SLOWEST), _FASTEST) if 0 < speed < math.inf else 0.0,
         micro_batch=report.micro_batch,
-        reason=report.reason[:_MAX_WORD] or "Unspecified",
-        message=report.message[:_MAX_TEXT],
+        reason=read_reason(report.reason),
+        message=_text(report.message),
     )
+
+
+def read_job(job: str) -> JobUid:
+    """The job a message is about, whether or not there is one.
+
+    Raises:
+        ProtocolError: it is longer than any UID.
+    """
+    if len(job) > _MAX_JOB:
+        raise ProtocolError(f"a job's UID of {len(job)} characters; none has more than {_MAX_JOB}")
+    return JobUid(job)
+
+
+def read_tokens(tokens: Sequence[bytes]) -> Sequence[bytes]:
+    """Tokens, genuine or not.
+
+    Raises:
+        ProtocolError: one is longer than any token, so it cannot even be a damaged one.
+    """
+    for token in tokens:
+        _check_token(token)
+    return tokens
+
+
+def read_reason(reason: str) -> str:
+    """A CamelCase word; Unspecified for what is none."""
+    return reason if _REASON.fullmatch(reason) else "Unspecified"
 
 
 def read_results(results: pb.Results) -> list[ShardOutcome]:
     """What became of attempts. Whether any of it is believable is for others to say.
 
     Raises:
-        ProtocolError: there are more of them than one message may hold.
+        ProtocolError: there are more of them than one message may hold, or a token is longer than any token.
     """
+    read_tokens([r.token for r in results.results[: _MAX_RESULTS + 1]])
     if len(results.results) > _MAX_RESULTS:
         raise ProtocolError(f"{len(results.results)} results in one message; allowed are {_MAX_RESULTS}")
     return [
@@ -146,9 +207,7 @@ def read_results(results: pb.Results) -> list[ShardOutcome]:
             token=r.token,
             compute_us=min(r.compute_us, _INT64),
             outputs=tuple(read_tensor(t) for t in r.outputs),
-            failures=tuple(
-                ItemFailure(f.row, f.reason[:_MAX_WORD] or "Unspecified", f.message[:_MAX_TEXT]) for f in r.failures
-            ),
+            failures=tuple(ItemFailure(f.row, read_reason(f.reason), _text(f.message)) for f in r.failures),
             failed=_failure(r.failure) if r.HasField("failure") else None,
         )
         for r in results.results
@@ -161,7 +220,7 @@ def read_tensor(tensor: pb.Tensor) -> TensorData:
     lengths = tuple(tensor.row_lengths) or None
     # Multiplying millions of huge lengths would take hours; no shape at all is refused by the same check.
     shape = tuple(tensor.shape) if len(tensor.shape) <= _MAX_RANK and all(d <= _INT64 for d in tensor.shape) else ()
-    return TensorData(tensor.dtype, shape, tensor.data, lengths)
+    return TensorData(tensor.dtype[:_MAX_DTYPE], shape, tensor.data, lengths)
 
 
 def write_order(order: WorkOrder) -> pb.WorkOrder:
@@ -259,7 +318,7 @@ def _write_tensor(tensor: TensorData) -> pb.Tensor:
 def _failure(failure: pb.ShardFailure) -> AttemptFailure:
     # What a device does not explain is its own trouble: a shard must never be blamed by default.
     blame = failure.cause == pb.ShardFailure.CAUSE_ITEMS
-    return AttemptFailure(blame, failure.reason[:_MAX_WORD] or "Unspecified", failure.message[:_MAX_TEXT])
+    return AttemptFailure(blame, read_reason(failure.reason), _text(failure.message))
 
 
 def _is_name(text: str) -> bool:
@@ -272,12 +331,25 @@ def _word(text: str) -> str:
 
 
 def _words(texts: Iterable[str], limit: int) -> tuple[str, ...]:
-    return tuple(text[:_MAX_WORD] for text, _ in zip(texts, range(limit), strict=False))
+    return tuple(_text(text, _MAX_WORD) for text, _ in zip(texts, range(limit), strict=False))
+
+
+def _text(text: str, limit: int = _MAX_TEXT) -> str:
+    # These are shown on terminals, in logs and in Kubernetes objects: a device must not write lines of its own there,
+    # nor move the cursor.
+    text = text[:limit]
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _check_token(token: bytes) -> None:
+    if len(token) > _MAX_TOKEN:
+        raise ProtocolError(f"a token of {len(token)} bytes; none has more than {_MAX_TOKEN}")
 
 
 def _labels(labels: Mapping[str, str], device: str) -> dict[str, str]:
     # One label that Kubernetes refuses would cost the device its whole Node.
-    fit = {key: value for key, value in labels.items() if _is_label(key, value)}
+    few = labels if len(labels) <= _MAX_GIVEN_LABELS else {}
+    fit = {key: value for key, value in few.items() if _is_label(key, value)}
     kept = dict(sorted(fit.items())[:_MAX_LABELS])
     if len(kept) < len(labels):
         log.warning("labels ignored device=%s given=%d kept=%d", device, len(labels), len(kept))
@@ -286,9 +358,15 @@ def _labels(labels: Mapping[str, str], device: str) -> dict[str, str]:
 
 def _is_label(key: str, value: str) -> bool:
     prefix, slash, name = key.rpartition("/")
-    if slash and not _is_name(prefix):
+    if slash and (not _is_name(prefix) or _is_reserved(prefix)):
         return False
     return _LABEL_PART.fullmatch(name) is not None and (not value or _LABEL_PART.fullmatch(value) is not None)
+
+
+def _is_reserved(prefix: str) -> bool:
+    # What Kubernetes and its controllers act upon is not for a device to say, as it is not for a kubelet.
+    domain = ".".join(prefix.split(".")[-2:])
+    return domain in ("kubernetes.io", "k8s.io") and not prefix.startswith("topology.")
 
 
 def _within(value: float, lowest: float, highest: float) -> float | None:

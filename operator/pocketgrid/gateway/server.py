@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from pocketgrid.errors import StoreError
 from pocketgrid.gateway.identity import GatewayIdentity, load_identity
 from pocketgrid.gateway.servicer import Servicer
 from pocketgrid.settings import GatewaySettings
-from pocketgrid.wire.framing import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS
+from pocketgrid.wire.framing import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS, PIECE_BYTES
 from pocketgrid.wire.v1 import agent_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,12 @@ PING_TIMEOUT_MS = 20_000
 links that are not listened to at the moment. On a slow line a ping waits behind all that was sent before it, and unlike
 the silence rule gRPC's does not look at what else arrives: if it were short, a phone could never receive a large lease.
 Without this setting `grpc.keepalive_timeout_ms` has no effect on servers (seen with grpcio 1.85; the limit is 60 s)."""
+
+UNSEEN_SECONDS = 60
+"""How long a stream may wait to be looked at; no agent waits for longer."""
+
+STREAMS_AT_ONCE = 64
+"""Of one connection; an agent has one, and one for each model it fetches."""
 
 
 class Gateway:
@@ -61,6 +68,11 @@ class Gateway:
         """How many devices are attached."""
         return self._servicer.sessions
 
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """What devices sent that had no effect, by what it was, of sessions that are over."""
+        return self._servicer.ignored
+
     async def __aenter__(self) -> Self:
         """Listen.
 
@@ -79,6 +91,14 @@ class Gateway:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
                 # Two operators on one port would share its devices at random.
                 ("grpc.so_reuseport", 0),
+                # Those slightly too large are refused with words (`Inbox`), the others by gRPC's own status.
+                ("grpc.max_receive_message_length", 2 * PIECE_BYTES),
+                ("grpc.max_concurrent_streams", STREAMS_AT_ONCE),
+                # By default gRPC begins to cancel streams once 1,000 wait for this process to look at them; their
+                # devices would wait for long before they try again. Those that have given up are not looked at.
+                ("grpc.server.max_pending_requests", self._settings.most_sessions),
+                ("grpc.server.max_pending_requests_hard_limit", self._settings.most_sessions),
+                ("grpc.server_max_unrequested_time_in_server", UNSEEN_SECONDS),
             ]
         )
         self._server.add_generic_rpc_handlers((_handlers(self._servicer),))
@@ -133,18 +153,24 @@ def _join(host: str, port: int) -> str:
 
 
 def _handlers(servicer: Servicer) -> grpc.GenericRpcHandler[Any, Any]:
-    # As the generated registration does, but sessions serialise their messages themselves, once.
+    # As the generated registration does, but sessions serialise their messages themselves, once, and what arrives is
+    # weighed before it is parsed.
     service = pb.DESCRIPTOR.services_by_name["DeviceGateway"]
     return grpc.method_handlers_generic_handler(
         service.full_name,
         {
             "Attach": grpc.stream_stream_rpc_method_handler(
-                servicer.Attach, request_deserializer=pb.DeviceMessage.FromString, response_serializer=_as_bytes
+                servicer.Attach, request_deserializer=None, response_serializer=_as_bytes
             ),
             "FetchModel": grpc.unary_stream_rpc_method_handler(
                 servicer.FetchModel,
-                request_deserializer=pb.FetchModelRequest.FromString,
+                request_deserializer=None,
                 response_serializer=pb.ModelChunk.SerializeToString,
+            ),
+            "Check": grpc.unary_unary_rpc_method_handler(
+                servicer.Check,
+                request_deserializer=pb.CheckRequest.FromString,
+                response_serializer=pb.CheckReply.SerializeToString,
             ),
         },
     )

@@ -6,22 +6,39 @@ import asyncio
 import hmac
 import logging
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, assert_never
 
 import grpc
 from grpc import aio
-from grpc.aio import EOF  # type: ignore[attr-defined]  # grpc-stubs does not know it
 
 from pocketgrid.clock import Clock
 from pocketgrid.engine.engine import Engine
-from pocketgrid.errors import ProtocolError, RefusedError
-from pocketgrid.gateway.convert import read_hello, read_model_report, read_results, read_vitals
+from pocketgrid.errors import PeerError, ProtocolError, RefusedError
+from pocketgrid.gateway.convert import (
+    read_hello,
+    read_job,
+    read_model_report,
+    read_reason,
+    read_restraint,
+    read_results,
+    read_tokens,
+    read_vitals,
+)
+from pocketgrid.gateway.fetching import stream_model
+from pocketgrid.gateway.inbox import AssemblyRoom, Inbox
+from pocketgrid.gateway.pacing import choose_paces
 from pocketgrid.gateway.session import DeviceSession
-from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
 from pocketgrid.settings import GatewaySettings
-from pocketgrid.wire.framing import AUTHORIZATION_KEY, MODEL_CHUNK_BYTES, PROTOCOL_VERSION, SESSION_KEY, Reassembler
+from pocketgrid.wire.framing import (
+    AUTHORIZATION_KEY,
+    OLDEST_PROTOCOL_VERSION,
+    PROTOCOL_VERSION,
+    SESSION_KEY,
+    agree_on_version,
+)
 from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid.wire.v1 import agent_pb2_grpc
 
@@ -38,6 +55,10 @@ FAULT_PAUSE_SECONDS = 5.0
 
 
 UNAUTHENTICATED = "Unauthenticated"
+UNSUPPORTED_VERSION = "UnsupportedVersion"
+
+VERSION_PAUSE_SECONDS = 60.0
+"""Before an agent that is too new asks again: somebody has to update the operator meanwhile."""
 
 
 class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
@@ -53,8 +74,12 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         self._clock = clock
         self._credential = f"Bearer {join_secret}".encode()
         self._sessions: dict[str, DeviceSession] = {}
+        self._paces = choose_paces(settings, 0, 0)
         self._stopping = False
         self._all_left = asyncio.Event()
+        self._room = AssemblyRoom(settings.assembly_bytes)
+        self.ignored: Counter[str] = Counter()
+        """What devices sent that was understood and had no effect, by what it was, of sessions that are over."""
 
     @property
     def sessions(self) -> int:
@@ -71,14 +96,20 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
             # While this process stood still itself, nobody can be blamed for not having been heard.
             late = max(0.0, now - before - 2 * period)
             before = now
+            working = sum(session.working for session in self._sessions.values())
+            wanted = choose_paces(self._settings, len(self._sessions) - working, working)
+            self._paces.idle, self._paces.working = wanted.idle, wanted.working
             for session in list(self._sessions.values()):
                 session.last_heard += late
+                if session.quickened:
+                    session.quickened = False
+                    session.last_heard = now
                 if session.held_up:
                     # It is we who do not listen. Its heartbeats wait unread, so it must hear from us unasked.
                     session.last_heard = now
                     if not session.queued:
                         session.send_pulse()
-                elif now - session.last_heard > self._settings.silence_seconds:
+                elif now - session.last_heard > session.pace.silence_s:
                     session.drop("Silent")
 
     async def stop(self, deadline_s: float) -> None:
@@ -95,10 +126,12 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
     async def Attach(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
         """One device's session, from Hello to the end."""
         try:
-            session = await self._welcome(context)
+            session, inbox = await self._welcome(context)
         except RefusedError as exc:
-            text = str(exc).removeprefix(f"{exc.reason}: ")
-            refusal = pb.Refusal(reason=exc.reason, message=text, retry=exc.retry)
+            text = _without_reason(exc)
+            pause_ms = int(VERSION_PAUSE_SECONDS * 1000) if exc.retry and exc.reason == UNSUPPORTED_VERSION else 0
+            refusal = pb.Refusal(reason=exc.reason, message=text, retry=exc.retry, retry_after_ms=pause_ms)
+            log.info("refused reason=%s cause=%s peer=%s", exc.reason, text, context.peer())
             with suppress(aio.BaseError):
                 await context.write(pb.GatewayMessage(refusal=refusal))
             if exc.reason == UNAUTHENTICATED:
@@ -112,7 +145,7 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         if session is None:
             return
         sender = asyncio.create_task(session.send_all(context.write), name=f"send-{session.identity.name}")
-        reader = asyncio.create_task(self._read(session, context), name=f"read-{session.identity.name}")
+        reader = asyncio.create_task(self._read(session, inbox), name=f"read-{session.identity.name}")
         ending = asyncio.create_task(session.ending.wait(), name=f"end-{session.identity.name}")
         tasks = (sender, reader, ending)
         try:
@@ -139,7 +172,7 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
                     log.error("link failed device=%s", session.identity.name, exc_info=outcome)
 
     async def FetchModel(  # noqa: N802
-        self, request: pb.FetchModelRequest, context: aio.ServicerContext[Any, Any]
+        self, request: bytes, context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.ModelChunk]:
         """The bytes of a model, from an offset on."""
         metadata = dict(context.invocation_metadata() or ())
@@ -147,76 +180,61 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         if session is None or not self._is_authentic(metadata):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not attached; dial Attach first")
             raise AssertionError("abort returns never")
-        model = self._engine.devices.model_for(DeviceName(session.identity.name), ModelDigest(request.sha256))
-        if model is None:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no work order names that model")
-            raise AssertionError("abort returns never")
-        if request.offset > model.size_bytes:
-            message = f"offset {request.offset} is beyond the model's {model.size_bytes} bytes"
-            await context.abort(grpc.StatusCode.OUT_OF_RANGE, message)
-        loop = asyncio.get_running_loop()
-        offset = request.offset
-        try:
-            with await loop.run_in_executor(None, model.path.open, "rb") as file:
-                file.seek(offset)
-                while offset < model.size_bytes and not session.ending.is_set():
-                    wanted = min(MODEL_CHUNK_BYTES, model.size_bytes - offset)
-                    data = await loop.run_in_executor(None, file.read, wanted)
-                    if not data:
-                        break
-                    yield pb.ModelChunk(offset=offset, total_bytes=model.size_bytes, data=data)
-                    offset += len(data)
-        except OSError as exc:
-            log.warning("model unreadable path=%s cause=%s", model.path, exc)
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"the operator cannot read the model: {exc.strerror}")
-        if session.ending.is_set():
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the session has ended; dial Attach first")
-        if offset < model.size_bytes:
-            log.warning("model truncated path=%s size=%d", model.path, offset)
-            await context.abort(grpc.StatusCode.NOT_FOUND, "the model's file became shorter since the job was admitted")
+        async for chunk in stream_model(self._engine, session, request, context):
+            yield chunk
+
+    async def Check(  # noqa: N802
+        self, request: pb.CheckRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pb.CheckReply:
+        """Whether a device would be let in."""
+        if not self._is_authentic(dict(context.invocation_metadata() or ())):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong join secret")
+        return pb.CheckReply(protocol_version=PROTOCOL_VERSION, unix_ms=int(self._clock.wall() * 1000))
 
     def _is_authentic(self, metadata: dict[Any, Any]) -> bool:
         presented = metadata.get(AUTHORIZATION_KEY, "")
         presented = presented.encode() if isinstance(presented, str) else presented
         return hmac.compare_digest(presented, self._credential)
 
-    async def _welcome(self, context: aio.ServicerContext[Any, Any]) -> DeviceSession | None:
+    async def _welcome(self, context: aio.ServicerContext[Any, Any]) -> tuple[DeviceSession | None, Inbox]:
         if not self._is_authentic(dict(context.invocation_metadata() or ())):
             raise RefusedError(UNAUTHENTICATED, "wrong join secret", retry=False)
-        reassembler = Reassembler(pb.DeviceMessage, limit_bytes=HELLO_BYTES)
+        first = Inbox(context.read, self._room, self._settings, self._clock, limit_bytes=HELLO_BYTES)
+        inbox = Inbox(context.read, self._room, self._settings, self._clock)
         try:
             async with asyncio.timeout(self._settings.hello_seconds):
-                message = None
-                while message is None:
-                    piece = await context.read()
-                    if piece is EOF:
-                        return None
-                    message = reassembler.feed(piece)
+                message = await first.next()
         except TimeoutError:
             raise RefusedError("NoHello", "the stream stayed silent", retry=True) from None
         except ProtocolError as exc:
             raise RefusedError("ProtocolError", str(exc), retry=False) from exc
+        finally:
+            first.close()
+        if message is None:
+            return None, inbox
         if message.WhichOneof("body") != "hello":
             raise RefusedError("ProtocolError", "a stream begins with Hello", retry=False)
         hello = message.hello
-        if hello.protocol_version < PROTOCOL_VERSION:
-            text = (
-                f"the gateway speaks protocol {PROTOCOL_VERSION}, the agent {hello.protocol_version}; update the agent"
-            )
-            raise RefusedError("UnsupportedVersion", text, retry=False)
+        version = agree_on_version(hello.oldest_protocol_version, hello.protocol_version)
+        if version is None:
+            raise _version_refusal(hello)
         try:
             identity, held = read_hello(hello)
         except ProtocolError as exc:
             raise RefusedError("InvalidName", str(exc), retry=False) from exc
         if self._stopping:
             raise RefusedError("OperatorStopping", "the operator is stopping", retry=True)
+        if len(self._sessions) >= self._settings.most_sessions:
+            text = f"{len(self._sessions)} devices are attached, which is all this gateway takes"
+            raise RefusedError("Full", text, retry=True)
         limit, now = self._settings.send_queue_messages, self._clock.monotonic()
-        session = DeviceSession(identity, secrets.token_urlsafe(18), limit=limit, now=now)
+        session = DeviceSession(identity, secrets.token_urlsafe(18), limit=limit, now=now, paces=self._paces)
         welcome = pb.Welcome(
-            protocol_version=PROTOCOL_VERSION,
+            protocol_version=version,
             session_id=session.session_id,
-            heartbeat_interval_ms=int(self._settings.heartbeat_seconds * 1000),
-            silence_limit_ms=int(self._settings.silence_seconds * 1000),
+            heartbeat_interval_ms=round(session.pace.heartbeat_s * 1000),
+            silence_limit_ms=round(session.pace.silence_s * 1000),
+            reconnect_spread_ms=round(session.pace.spread_s * 1000),
         )
         session.send(pb.GatewayMessage(welcome=welcome))
         self._sessions[session.session_id] = session
@@ -225,57 +243,96 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         except BaseException:
             del self._sessions[session.session_id]
             raise
-        return session
+        return session, inbox
 
-    async def _read(self, session: DeviceSession, context: aio.ServicerContext[Any, Any]) -> None:
-        reassembler = Reassembler(pb.DeviceMessage)
+    async def _read(self, session: DeviceSession, inbox: Inbox) -> None:
+        inbox.on_heard = lambda: session.heard(self._clock.monotonic())
+        inbox.on_held = session.hold
         try:
-            while True:
-                piece = await context.read()
-                if piece is EOF:
-                    session.end("Disconnected")
-                    return
-                if session.ending.is_set():
-                    continue
-                session.last_heard = self._clock.monotonic()
-                message = reassembler.feed(piece)
-                if message is not None:
-                    await self._handle(session, message)
-        except ProtocolError as exc:
-            log.warning("protocol error device=%s cause=%s", session.identity.name, exc)
-            session.close("ProtocolError", str(exc), retry=True, retry_after_s=FAULT_PAUSE_SECONDS)
+            try:
+                while not session.ending.is_set():
+                    message = await inbox.next()
+                    if message is None:
+                        session.end("Disconnected")
+                        return
+                    if not session.ending.is_set():
+                        await self._handle(session, message)
+            except PeerError as exc:
+                reason = exc.reason if isinstance(exc, RefusedError) else "ProtocolError"
+                log.warning("session ended device=%s reason=%s cause=%s", session.identity.name, reason, exc)
+                session.close(reason, _without_reason(exc), retry=True, retry_after_s=FAULT_PAUSE_SECONDS)
+            except aio.BaseError:
+                raise
+            except Exception:
+                log.exception("failed to handle a message device=%s", session.identity.name)
+                text = "the operator failed at a message of this device; its log says why"
+                session.close("InternalError", text, retry=True, retry_after_s=FAULT_PAUSE_SECONDS)
+            # A device in the middle of its writes sees the reason only if they do not fail.
+            await inbox.drain()
         except aio.BaseError as exc:
             session.drop(f"Broken: {exc}")
-        except Exception:
-            log.exception("failed to handle a message device=%s", session.identity.name)
-            text = "the operator failed at a message of this device; its log says why"
-            session.close("InternalError", text, retry=True, retry_after_s=FAULT_PAUSE_SECONDS)
+        finally:
+            inbox.close()
+            self._note(session, inbox)
+
+    def _note(self, session: DeviceSession, inbox: Inbox) -> None:
+        self.ignored.update(session.ignored)
+        if inbox.slowed:
+            self.ignored["slowed"] += inbox.slowed
+        if session.ignored or inbox.slowed:
+            log.warning(
+                "device sent what it should not device=%s slowed=%d ignored=%s",
+                session.identity.name,
+                inbox.slowed,
+                dict(session.ignored),
+            )
 
     async def _handle(self, session: DeviceSession, message: pb.DeviceMessage) -> None:
         match message.WhichOneof("body"):
             case "results":
                 results = message.results
-                session.held_up = True
+                session.hold(True)
                 try:
-                    await self._engine.devices.results(session, JobUid(results.job), read_results(results))
+                    await self._engine.devices.results(session, read_job(results.job), read_results(results))
                 finally:
-                    session.held_up = False
+                    session.hold(False)
             case "heartbeat":
-                session.beat = message.heartbeat.sequence
-                session.send_pulse()
-                self._engine.devices.heartbeat(session, read_vitals(message.heartbeat))
+                beat = message.heartbeat
+                busy = bool(beat.queued_shards or beat.running_shards or beat.unacknowledged_results)
+                session.hear_beat(beat.sequence, busy=busy)
+                self._engine.devices.heartbeat(session, read_vitals(beat))
             case "returned":
-                self._engine.devices.returned(session, JobUid(message.returned.job), message.returned.tokens)
+                back = message.returned
+                if not self._engine.devices.returned(session, read_job(back.job), read_tokens(back.tokens)):
+                    session.ignored["returned"] += 1
             case "model_report":
-                self._engine.devices.model_status(session, read_model_report(message.model_report))
+                if not self._engine.devices.model_status(session, read_model_report(message.model_report)):
+                    session.ignored["model_report"] += 1
+            case "restraint":
+                self._engine.devices.restrained(session, read_restraint(message.restraint))
             case "draining":
-                self._engine.devices.draining(session, message.draining.reason)
+                self._engine.devices.draining(session, read_reason(message.draining.reason))
             case "hello":
                 raise ProtocolError("Hello came twice on one stream")
             case "fragment":
                 raise ProtocolError("a fragment within a fragment")
             case None:
                 # A message of a newer version: silence is the agreed answer.
-                return
+                session.ignored["unknown"] += 1
             case other:
                 assert_never(other)
+
+
+def _without_reason(exc: PeerError) -> str:
+    return exc.message if isinstance(exc, RefusedError) else str(exc)
+
+
+def _version_refusal(hello: pb.Hello) -> RefusedError:
+    too_new = hello.oldest_protocol_version > PROTOCOL_VERSION
+    remedy = "update the operator, or install an older agent" if too_new else "update the agent"
+    return RefusedError(
+        UNSUPPORTED_VERSION,
+        f"the gateway speaks protocol versions {OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}, the agent "
+        f"{hello.oldest_protocol_version or OLDEST_PROTOCOL_VERSION} to {hello.protocol_version}; {remedy}",
+        retry=too_new,
+    )

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from pocketgrid.engine.links import LeasedShard, Settlement
 from pocketgrid.gateway.convert import weigh, write_leases, write_order, write_settled
+from pocketgrid.gateway.pacing import Paces
 from pocketgrid.model.device import DeviceIdentity
 from pocketgrid.model.ids import JobUid, LeaseId
 from pocketgrid.model.job import WorkOrder
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 SETTLED_TOKENS = 4096
 """Tokens named in one message about results or attempts; more go into several."""
+
+UNASKED_BEATS = 1.5
+"""Intervals between heartbeats after which a device from which something arrives is answered without a heartbeat."""
 
 Write = Callable[[bytes], Awaitable[None]]
 """Sends one serialised GatewayMessage."""
@@ -37,20 +41,34 @@ class DeviceSession:
         session_id: unguessable; names the session in calls beside the stream.
         limit: messages waiting beyond which the device has stopped reading.
         now: monotonic seconds at which the device was last heard.
+        paces: how often devices are to report; read whenever one is told something.
 
     Attributes:
         held_up: nothing is read from the device at the moment, because the engine has no room for its results.
         beat: sequence number of the device's last heartbeat.
+        pace: how often it was asked to report.
+        working: it was given work, and has not said since that it has none.
+        quickened: it was asked to report more often, and cannot have done so before it hears of it.
+        fetches: how many models it is fetching.
+        ignored: what it sent that had no effect, by what it was.
         ending: set once the session is over.
         farewell: whether what is still queued then is worth sending.
     """
 
-    def __init__(self, identity: DeviceIdentity, session_id: str, *, limit: int, now: float) -> None:
+    def __init__(self, identity: DeviceIdentity, session_id: str, *, limit: int, now: float, paces: Paces) -> None:
         self._identity = identity
         self.session_id = session_id
         self.last_heard = now
+        self._answered_at = now
         self.held_up = False
+        self.fetches = 0
+        self.ignored: Counter[str] = Counter()
         self.beat = 0
+        self._paces = paces
+        self.pace = paces.idle
+        self.working = False
+        self.quickened = False
+        self._idle_from = 0
         self._limit = limit
         # Leases that ran out may still wait here while their shards have been handed out again: hence twice.
         self._limit_bytes = 2 * max(identity.credits.bytes, MESSAGE_BYTES)
@@ -65,6 +83,17 @@ class DeviceSession:
     def identity(self) -> DeviceIdentity:
         """Who is at the other end."""
         return self._identity
+
+    def heard(self, now: float) -> None:
+        """Something arrived. While a large result is on its way, heartbeats wait behind it and nobody answers them."""
+        self.last_heard = now
+        if now - self._answered_at >= UNASKED_BEATS * self.pace.heartbeat_s:
+            self._answered_at = now
+            self.send_pulse()
+
+    def hold(self, held_up: bool) -> None:
+        """Nothing is read from the device for a while, or it is again."""
+        self.held_up = held_up
 
     @property
     def queued(self) -> int:
@@ -87,6 +116,7 @@ class DeviceSession:
 
     def send_order(self, order: WorkOrder) -> None:
         """Let the device prepare for a job."""
+        self._give_work()
         self.send(pb.GatewayMessage(work_order=write_order(order)))
 
     def send_lease(self, job: JobUid, lease: LeaseId, ttl_s: float, shards: Sequence[LeasedShard]) -> None:
@@ -95,6 +125,7 @@ class DeviceSession:
         Raises:
             InvalidSpecError: a shard is larger than any message may be; then none of them is sent.
         """
+        self._give_work()
         for message in write_leases(job, lease, ttl_s, shards):
             self.send(pb.GatewayMessage(lease=message), weigh(message))
 
@@ -116,11 +147,29 @@ class DeviceSession:
                 settlement.superseded[start : start + step],
                 settlement.refused[start : start + step],
             )
-            self.send(pb.GatewayMessage(settled=write_settled(job, part)))
+            self.send(pb.GatewayMessage(settled=write_settled(job, part)), _weight(part))
 
     def send_pulse(self) -> None:
-        """Show the device that somebody is still here."""
-        self.send(pb.GatewayMessage(pulse=pb.Pulse(sequence=self.beat)))
+        """Show the device that somebody is still here, and tell it its pace if that has changed."""
+        pulse = pb.Pulse(sequence=self.beat)
+        wanted = self._paces.working if self.working else self._paces.idle
+        if wanted != self.pace:
+            self.quickened = self.quickened or wanted.silence_s < self.pace.silence_s
+            self.pace = wanted
+            pulse.heartbeat_interval_ms = round(wanted.heartbeat_s * 1000)
+            pulse.silence_limit_ms = round(wanted.silence_s * 1000)
+            pulse.reconnect_spread_ms = round(wanted.spread_s * 1000)
+        self.send(pb.GatewayMessage(pulse=pulse))
+
+    def hear_beat(self, beat: int, *, busy: bool) -> None:
+        """A heartbeat has come; `busy` if the device says that it has work."""
+        self.beat = beat
+        self._answered_at = self.last_heard
+        if busy:
+            self.working = True
+        elif beat >= self._idle_from:
+            self.working = False
+        self.send_pulse()
 
     def close(self, reason: str, message: str, *, retry: bool, retry_after_s: float = 0.0) -> None:
         """End the session after telling the device why."""
@@ -151,9 +200,23 @@ class DeviceSession:
             self._wake.clear()
             await self._wake.wait()
 
+    def _give_work(self) -> None:
+        # Of the next heartbeat one cannot tell whether it was sent before the work arrived.
+        self._idle_from = self.beat + 2
+        if not self.working:
+            self.working = True
+            if self.pace != self._paces.working:
+                self.send_pulse()
+
     def _end(self, reason: str, *, farewell: bool) -> None:
         if not self.ending.is_set():
             self.close_reason = reason
             self.farewell = farewell
             self.ending.set()
         self._wake.set()
+
+
+def _weight(part: Settlement) -> int:
+    # Words of ours, about tokens that may be anybody's.
+    echoed = sum(map(len, part.committed)) + sum(map(len, part.superseded))
+    return echoed + sum(len(token) + len(reason) + len(message) for token, reason, message in part.refused)

@@ -13,6 +13,7 @@ from pocketgrid.errors import StoreError
 from pocketgrid.gateway import certificates
 from pocketgrid.gateway.convert import read_hello
 from pocketgrid.gateway.identity import SERVER_DAYS
+from pocketgrid.gateway.pacing import choose_paces
 from pocketgrid.gateway.server import Gateway
 from pocketgrid.gateway.session import DeviceSession
 from pocketgrid.model.ids import DeviceName, JobUid, LeaseId
@@ -258,7 +259,7 @@ async def test_a_device_that_does_not_read_is_dropped_although_a_write_to_it_han
 
 def a_session(limit: int) -> DeviceSession:
     identity, _ = read_hello(a_hello(credits=pb.Credits(shards=8, bytes=1 << 20)))
-    return DeviceSession(identity, "session", limit=limit, now=0.0)
+    return DeviceSession(identity, "session", limit=limit, now=0.0, paces=choose_paces(GatewaySettings(), 1, 0))
 
 
 async def test_a_session_ends_when_too_many_messages_wait() -> None:
