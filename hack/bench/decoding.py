@@ -7,21 +7,30 @@ is print drawn with Pillow.
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pocketgrid.model.decoding import BytesDecode, ImageDecode, PixelLayout, Resample, ResizeMode
+from pocketgrid.model.job import ColumnBinding, InputFormat, InputRef
+from pocketgrid.model.tensors import ModelSignature, TensorSpec
 from pocketgrid.storage.decoding import Decoder
 from pocketgrid.storage.decoding.images import ImageDecoder
 from pocketgrid.storage.decoding.windows import WindowDecoder
+from pocketgrid.storage.encoding import open_encoder
 from pocketgrid_agent import affine
 from pocketgrid_agent.events import Affine
 
-SECONDS = 0.8
+SECONDS = 0.5
 """Processor time of one round."""
 
 ROUNDS = 3
@@ -81,6 +90,31 @@ def _decoding(decoder: Decoder, content: bytes) -> float:
     return _per_second(lambda: decoder.decode(content, out))
 
 
+def _peak_of_photographs(photograph: bytes) -> float:
+    """Peak memory in MB of a process of two threads that each encode a shard of 48 files of `photograph`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(48):
+            (Path(folder) / f"{number:02}.jpg").write_bytes(photograph)
+        line = [sys.executable, "-c", "from hack.bench import decoding; decoding.encode_folder()", folder]
+        done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=300)
+    return float(done.stdout)
+
+
+def encode_folder() -> None:
+    """What the process of `_peak_of_photographs` does."""
+    image = ImageDecode(224, 224, resize=ResizeMode.COVER, shorter_side=256)
+    binding = ColumnBinding("bytes", "x", image)
+    files = InputRef(f"{Path(sys.argv[1]).as_uri()}/", InputFormat.FILES, columns=(binding,))
+    encoder = open_encoder(files, ModelSignature((TensorSpec("x", "float32", ("n", *SHAPE)),), (), 17, 9))
+    threads = [threading.Thread(target=encoder.encode, args=(0, encoder.items)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    print(int(peak) / 1024)
+
+
 def main() -> None:
     """Print a table."""
     print(f"| {'from':34} | {'to 3 x 224 x 224, items/s and core':>34} |")
@@ -95,6 +129,10 @@ def main() -> None:
     told = Affine(0, (0.00392156862745098,), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     pixels = np.zeros((8, *SHAPE), np.uint8)
     print(f"| {'arithmetic on the device':34} | {8 * _per_second(lambda: affine.apply(told, pixels)):,.0f} |")
+    large = _encoded(_photograph(4032, 3024), "JPEG", quality=92)
+    print(
+        f"peak memory of two threads, each with 48 photographs of 12 megapixels: {_peak_of_photographs(large):.0f} MB"
+    )
 
 
 if __name__ == "__main__":

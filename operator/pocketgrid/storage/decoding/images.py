@@ -105,8 +105,10 @@ class ImageDecoder:
             ground = Image.new("RGBA", image.size, (*3 * (self.declared.fill,), 255))
             ground.alpha_composite(image.convert("RGBA"))
             image = ground
-        # Grey that is to be colour is resized first: three times less work for the same pixels.
-        return image if image.mode == "L" else image.convert("L" if self.declared.mode is PixelMode.GRAY else "RGB")
+        # Grey that is to be colour is resized first: three times less work for the same pixels. And a conversion to
+        # the mode an image has would copy it.
+        wanted = "L" if self.declared.mode is PixelMode.GRAY else "RGB"
+        return image if image.mode in ("L", wanted) else image.convert(wanted)
 
     def _fitted(self, image: Image.Image) -> Image.Image:
         """The image in the declared size."""
