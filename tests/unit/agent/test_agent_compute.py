@@ -381,3 +381,23 @@ def test_tensors_survive_the_wire_in_every_dtype() -> None:
         (column,) = tensors.columns_of(shard)
         assert column.values.dtype == np.dtype(name)
         np.testing.assert_array_equal(column.values, values)
+
+
+@pytest.mark.parametrize("limit", ["LARGEST_RESULT_BYTES", "MOST_FAILED_ITEMS"])
+def test_a_result_no_message_can_carry_is_said_to_be_one(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    def refuse_odd_ones(items: int) -> None:
+        if limit == "MOST_FAILED_ITEMS" and items == 1:
+            raise RunError("no")
+
+    monkeypatch.setattr(compute, limit, 1)
+    wanted = program(FakeModel(refuse_odd_ones), items=1)
+    pool.pool.submit(attempt(0, items=8), wanted)
+    (done,) = pool.wait(1)
+    result = result_of(done)
+    assert done.failed
+    assert (result.failure.cause, result.failure.reason) == (pb.ShardFailure.CAUSE_ITEMS, "ResultTooLarge")
+    assert "use smaller shards" in result.failure.message
+    assert not result.outputs
+    assert not result.failures
