@@ -91,6 +91,8 @@ class Agent:
         journal = Journal(state.journal_path)
         if journal.moved_aside is not None:
             log.warning("the journal was unreadable and is now at %s; its results are lost", journal.moved_aside)
+        if journal.damaged:
+            log.warning("the journal had %d damaged results, which are dropped", journal.damaged)
         self._machine.restore(
             Held(s.job, s.shard, s.token, result_bytes=s.body_bytes, failed=s.failed) for s in journal.summaries()
         )
