@@ -153,10 +153,14 @@ class Publisher:
                 due = self._due(record, EDGE_PERIOD_S)
             if due:
                 self._write(EDGE_NODES, record, status)
-        if self._clock.monotonic() >= self._began + ATTACHED_GRACE_S:
-            for device, record in self._records.edge_nodes.items():
-                if device not in views and record.status.get("presence") not in (None, Presence.LOST.value):
-                    self._write(EDGE_NODES, record, self._absent_status(record))
+        grace_is_over = self._clock.monotonic() >= self._began + ATTACHED_GRACE_S
+        for device, record in self._records.edge_nodes.items():
+            if device in views:
+                continue
+            # The engine may have forgotten it, and then counts its work from nothing when it returns.
+            record.items_before = None
+            if grace_is_over and record.status.get("presence") not in (None, Presence.LOST.value):
+                self._write(EDGE_NODES, record, self._absent_status(record))
 
     def _edge_status(self, record: EdgeRecord, view: DeviceView) -> Json:
         deregistered = self._engine.deregistered_boot(view.name) or None

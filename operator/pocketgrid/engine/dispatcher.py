@@ -191,6 +191,12 @@ class Dispatcher:
         job.working.discard(record.name)
         self._fleet.touched.add(record.name)
 
+    def classes_at_work(self, job: JobRun) -> list[tuple[tuple[str, ...], int]]:
+        """Classes of the devices that count as working for the job, and how many there are of each."""
+        columns = self._roster.columns()
+        counts = np.bincount(columns.profile[columns.job(job.uid).seat])
+        return [(self._roster.classes(number), int(counts[number])) for number in np.flatnonzero(counts).tolist()]
+
     def is_served(self, job: JobRun) -> bool:
         """Whether some device may work for the job, and neither failed at it nor at its model."""
         columns = self._roster.columns()

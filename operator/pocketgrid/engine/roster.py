@@ -90,6 +90,10 @@ class Roster:
         """The job's verdict on each profile."""
         return self._judge(job).verdicts
 
+    def classes(self, profile: int) -> tuple[str, ...]:
+        """Hardware classes of devices with a profile."""
+        return self._profiles[profile].classes
+
     def seat(self, job: JobRun, rows: NDArray[np.intp]) -> None:
         """These devices, and no others, count as working for the job."""
         mine = self._columns.job(job.uid)

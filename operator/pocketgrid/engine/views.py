@@ -17,14 +17,11 @@ def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher) -> JobView:
     fleet = grid.fleet
     machine = job.machine
     by_class: dict[str, int] = {}
-    for name in job.working if not job.stage.terminal else ():
-        record = fleet.devices.get(name)
-        if record is None:
-            continue
+    for classes, count in dispatcher.classes_at_work(job) if job.working and not job.stage.terminal else ():
         asked = job.spec.placement.hardware_classes
-        matching = [c for c in fleet.classes_of(record) if not asked or c in asked]
+        matching = [c for c in classes if not asked or c in asked]
         label = matching[0] if matching else ""
-        by_class[label] = by_class.get(label, 0) + 1
+        by_class[label] = by_class.get(label, 0) + count
     view = JobView(
         spec=job.spec,
         stage=job.stage,
