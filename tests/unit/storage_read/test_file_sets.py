@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -182,6 +183,23 @@ def test_double_stars_stand_for_any_number_of_folders(
         folders = name.split("/")[:-1]
         for depth in range(1, len(folders) + 1):
             assert pattern.may_hold("/".join(folders[:depth]), everything=False)
+
+
+def test_stores_behind_fsspec_have_folders_and_globs_too() -> None:
+    store = fsspec.filesystem("memory")
+    for name in ("b.txt", "a.txt", "sub/c.txt", "_log"):
+        store.pipe_file(f"/listing/{name}", name.encode())
+    assert texts("memory://listing/") == ["a.txt", "b.txt", "sub/c.txt"]
+    assert texts("memory://listing/*.txt") == ["a.txt", "b.txt"]
+    assert texts("memory://listing/**/[ac].txt", "memory://listing/_log") == ["a.txt", "sub/c.txt", "_log"]
+    data_set = open_data_set(InputRef("memory://listing/", InputFormat.FILES))
+    rows = data_set.read(0, data_set.items, ["path", "bytes"])
+    data_set.close()
+    assert rows.columns["path"] == ["_log", "a.txt", "b.txt", "sub/c.txt"]
+    assert rows.columns["bytes"][3] == b"sub/c.txt"
+    with pytest.raises(InvalidSpecError) as refusal:
+        texts("memory://listing/*.csv")
+    assert refusal.value.reason == "NotFound"
 
 
 # ---- one data set ----

@@ -198,8 +198,11 @@ def test_folders_are_refused_with_the_remedy_and_files_may_be_listed(site: Site)
     data_set = open_data_set(InputRef("", T, uris=(f"{site.url}/data.txt", f"{site.url}/other.txt")))
     assert data_set.items == len(LINES) + 1
     data_set.close()
-    with pytest.raises(InvalidSpecError):
-        open_data_set(InputRef(f"{site.url}/folder/", T))
+    site.files |= {"/folder/": b"<html>", "/*.txt": b"<html>"}
+    for uri in (f"{site.url}/folder/", f"{site.url}/*.txt"):
+        for file_format in (T, F):
+            with pytest.raises(InvalidSpecError, match="name each file in uris"):
+                open_data_set(InputRef(uri, file_format))
 
 
 def test_files_of_a_server_are_items(site: Site) -> None:

@@ -44,8 +44,8 @@ for _handler in (
     _OPENER.add_handler(_handler())
 """Without the handlers for file: and ftp:, to which a server could otherwise redirect."""
 
+_NO_LISTINGS = "a web server does not list its files, so there are no folders and globs; name each file in uris"
 _PARTIAL = 206
-_NOTHING_THERE = 416
 
 
 class WebStore:
@@ -72,11 +72,15 @@ class WebStore:
 
     def find(self, pattern: Pattern, *, everything: bool, most: int) -> Iterator[Found]:
         """Web servers have no listings."""
-        raise OSError(0, "a web server does not list its files; name each of them in uris")
+        raise OSError(0, _NO_LISTINGS)
 
     def open(self, path: str) -> Source:
         """See `Store.open`."""
         name = self.name_of(path)
+        named = urlsplit(path).path
+        if named.endswith("/") or "*" in named:
+            # Many servers would answer a folder with a page for people, which is no data.
+            raise OSError(0, _NO_LISTINGS)
         return with_retries(name, lambda: self._open(path, name))
 
     def fetch(self, files: Sequence[Found]) -> list[bytes | OSError]:
