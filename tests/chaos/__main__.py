@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import sys
@@ -18,7 +19,7 @@ from tests.faults.campaign import Outcome, nurseries, run_schedule, summary
 from tests.faults.churn import Churn, run_churn
 from tests.faults.clock_library import fetch_clock_library
 from tests.faults.nursery import Nursery
-from tests.faults.schedule import Schedule, draw_schedule
+from tests.faults.schedule import KINDS, Schedule, draw_schedule
 from tests.faults.world import AS_SHIPPED, make_job
 
 SHARDS = 120
@@ -68,6 +69,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the first schedule; each next one adds 1. Default: a fresh one")
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="schedules run side by side")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this one schedule only")
+    parser.add_argument("--having", metavar="KIND", help="only schedules with this kind of fault, such as log_torn")
     parser.add_argument("--keep", action="store_true", help="keep logs and histories of what went well, too")
     parser.add_argument("--folder", type=Path, help="for logs and histories of what failed. Default: a fresh one")
     parser.add_argument(
@@ -81,12 +83,20 @@ def main() -> int:
     if arguments.churn:
         return 0 if asyncio.run(churn(folder.resolve(), arguments.churn)) else 1
     first = arguments.seed if arguments.seed is not None else random.randrange(1 << 30)
-    seeds = [arguments.replay] if arguments.replay is not None else list(range(first, first + arguments.schedules))
+    kinds = {draw(random.Random(0), 0.0).kind for _, draw in KINDS}
+    if arguments.having and arguments.having not in kinds:
+        parser.error(f"--having: no fault is called {arguments.having!r}; there are {', '.join(sorted(kinds))}")
+    fitting = (seed for seed in itertools.count(first) if _has(seed, arguments.having))
+    seeds = [arguments.replay] if arguments.replay is not None else list(itertools.islice(fitting, arguments.schedules))
     if arguments.replay is not None:
         print("\n".join(str(fault) for fault in draw_schedule(arguments.replay).faults), flush=True)
     outcomes = asyncio.run(campaign(seeds, folder.resolve(), arguments.at_once, keep=arguments.keep))
     print(json.dumps(summary(outcomes)))
     return 1 if any(outcome.problem for outcome in outcomes) else 0
+
+
+def _has(seed: int, kind: str | None) -> bool:
+    return not kind or any(fault.kind == kind for fault in draw_schedule(seed).faults)
 
 
 if __name__ == "__main__":
