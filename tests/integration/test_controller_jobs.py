@@ -231,26 +231,6 @@ async def test_a_restarted_operator_goes_on_where_the_first_stopped(world: World
     assert verify(f"file://{world.folder}/out-job") == []
 
 
-async def test_an_api_outage_stops_no_job(control_plane: ControlPlane, operator: Operator) -> None:
-    world = operator.world
-    operator.device(items_per_second=400.0).attach()
-    await create(world, world.job(items=4000))
-    await world.job_with("job", Progressing="True/Working")
-    (uid,) = operator.engine.job_views()
-
-    def done() -> int:
-        view = operator.engine.job_view(uid)
-        assert view is not None
-        return view.shards_done
-
-    before = done()
-    restart = asyncio.create_task(asyncio.to_thread(control_plane.restart_apiserver))
-    await eventually(lambda: asyncio.sleep(0, done()), lambda n: n > before + 20)
-    await restart
-    await world.job_with("job", Complete="True", within=60)
-    assert not operator.task.done()
-
-
 async def test_an_api_server_that_hangs_longer_than_the_lead_lasts_stops_no_job(
     control_plane: ControlPlane, operator: Operator
 ) -> None:

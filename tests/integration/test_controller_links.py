@@ -25,7 +25,7 @@ from tests.integration.controller_world import Operator, World, a_world, eventua
 
 pytestmark = pytest.mark.cluster
 
-OUTAGE_S = float(os.environ.get("POCKETGRID_TEST_OUTAGE_S", "12"))
+OUTAGE_S = float(os.environ.get("POCKETGRID_TEST_OUTAGE_S", "8"))
 """Longer than the lead lasts. `make chaos` has longer ones."""
 
 RIGHT_S = 5.0

@@ -131,7 +131,7 @@ async def test_of_two_operators_a_sleeping_one_is_replaced_and_does_no_harm_when
 @pytest.mark.parametrize("seed", [int(os.environ.get("POCKETGRID_TEST_SEED", "1"))])
 async def test_an_operator_killed_again_and_again_finishes_what_it_began(grid: Processes, seed: int) -> None:
     world, rng = grid.world, random.Random(seed)
-    rounds = int(os.environ.get("POCKETGRID_TEST_KILLS", "4"))
+    rounds = int(os.environ.get("POCKETGRID_TEST_KILLS", "3"))
     grid.door.target = free_port()
     operator = grid.operator("operator", grid.door.target)
     agents = [grid.agent("phone"), grid.agent("board")]
