@@ -19,7 +19,7 @@ SEEDS = (151, 731, 129, 104, 113)
 """Chosen so that together they make every kind of fault, which a test below holds."""
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 async def test_schedules_of_faults_lose_and_double_nothing(tmp_path, capsys) -> None:
     fresh = random.randrange(1 << 30)
     job = make_job(tmp_path / "job", shards=SHARDS)
