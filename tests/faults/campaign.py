@@ -23,7 +23,7 @@ from tests.faults.schedule import AGENTS, Fault, Schedule
 from tests.faults.world import Job, World
 
 DEADLINE_S = 180.0
-"""After the last fault is mended, the job must end within this. It takes seconds, unless the machine has no time for it."""
+"""After the last fault is mended, the job must end within this. It takes seconds on a machine that has time for it."""
 
 BEGIN_S = 10.0
 """Faults wait for the first commit, but not for longer than this."""
