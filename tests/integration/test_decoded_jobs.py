@@ -27,7 +27,7 @@ from tests.fakes import pages, real_models
 pytestmark = pytest.mark.timeout(110)
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 GUIDE = EXAMPLES.parent / "docs/preprocessing.md"
-DEADLINE_S = 60.0
+DEADLINE_S = 90.0
 
 
 def example(name: str, model: Path, folder: Path) -> dict[str, Any]:
