@@ -89,11 +89,11 @@ class AssemblyRoom:
         try:
             await granted
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():
-                self.release(size)
-            else:
-                self._waiting.remove((size, granted))
+            if granted.cancelled():
+                # It is passed over when its turn comes, which may be now.
                 self._grant()
+            else:
+                self.release(size)
             raise
 
     def release(self, size: int) -> None:
@@ -102,10 +102,16 @@ class AssemblyRoom:
         self._grant()
 
     def _grant(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._left:
-            size, granted = self._waiting.popleft()
-            self._left -= size
-            granted.set_result(None)
+        while self._waiting:
+            size, granted = self._waiting[0]
+            if granted.done():
+                self._waiting.popleft()
+            elif size <= self._left:
+                self._waiting.popleft()
+                self._left -= size
+                granted.set_result(None)
+            else:
+                return
 
 
 class Inbox:

@@ -18,7 +18,7 @@ from pocketgrid.errors import StoreError
 from pocketgrid.gateway.identity import GatewayIdentity, load_identity
 from pocketgrid.gateway.servicer import Servicer
 from pocketgrid.settings import GatewaySettings
-from pocketgrid.wire.framing import KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS, PIECE_BYTES
+from pocketgrid.wire.framing import FRAGMENT_BYTES, KEEPALIVE_TIME_MS, KEEPALIVE_TIMEOUT_MS, PIECE_BYTES
 from pocketgrid.wire.v1 import agent_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,9 @@ class Gateway:
                 # Those slightly too large are refused with words (`Inbox`), the others by gRPC's own status.
                 ("grpc.max_receive_message_length", 2 * PIECE_BYTES),
                 ("grpc.max_concurrent_streams", STREAMS_AT_ONCE),
+                # What a device may have sent that is not read yet. gRPC would let it grow to several MB a stream.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", FRAGMENT_BYTES),
                 # By default gRPC begins to cancel streams once 1,000 wait for this process to look at them; their
                 # devices would wait for long before they try again. Those that have given up are not looked at.
                 ("grpc.server.max_pending_requests", self._settings.most_sessions),
@@ -128,7 +131,7 @@ class Gateway:
         def renewed() -> grpc.ServerCertificateConfiguration | None:
             nonlocal current
             now = dt.datetime.fromtimestamp(self._clock.wall(), dt.UTC)
-            if now < current.renew_at:
+            if current.fresh(now):
                 return None
             try:
                 current = load_identity(self._state_dir, self._settings.server_names, now)
