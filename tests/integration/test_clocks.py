@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -112,30 +113,55 @@ async def test_a_device_whose_clock_is_wrong_is_told_to_look_at_it(tmp_path: Pat
     async with (
         Engine(EngineSettings(), clock, tmp_path / "models", nodes_from_facts=True) as engine,
         Gateway(engine, GatewaySettings(), clock, tmp_path / "gateway") as gateway,
+        an_agent(gateway, tmp_path) as process,
     ):
-        arguments = [
-            "--gateway", gateway.address,
-            "--ca-file", str(gateway.identity.ca_file),
-            "--join-secret-file", str(gateway.identity.join_secret_file),
-            "--name", "phone", "--state-dir", str(tmp_path / "state"), "--cache-dir", str(tmp_path / "cache"),
-        ]  # fmt: skip
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "pocketgrid_agent", *arguments,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
-        )  # fmt: skip
-        try:
-            said = ""
-            async with asyncio.timeout(40):
-                assert process.stdout is not None
-                while "clock" not in said:
-                    line = await process.stdout.readline()
-                    assert line, f"the agent ended without a word of clocks:\n{said}"
-                    said += line.decode()
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
+        said = await until_said(process, "clock")
     assert problem in said
     assert "set the one that is wrong" in said
     assert time.strftime("%Y-%m-%d", time.gmtime())[:4] in said
+
+
+async def test_a_certificate_made_while_the_clock_was_ahead_is_made_again(tmp_path: Path) -> None:
+    clock = JumpingClock()
+    async with (
+        Engine(EngineSettings(), clock, tmp_path / "models", nodes_from_facts=True) as engine,
+        Gateway(engine, GatewaySettings(), clock, tmp_path / "gateway") as gateway,
+    ):
+        clock.offset = 60 * DAY
+        async with an_agent(gateway, tmp_path) as process:
+            assert "certificate is not yet valid" in await until_said(process, "clock")
+            clock.offset = 0.0
+            await until_said(process, "attached gateway")
+
+
+@asynccontextmanager
+async def an_agent(gateway: Gateway, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    arguments = [
+        "--gateway", gateway.address,
+        "--ca-file", str(gateway.identity.ca_file),
+        "--join-secret-file", str(gateway.identity.join_secret_file),
+        "--name", "phone", "--state-dir", str(folder / "state"), "--cache-dir", str(folder / "cache"),
+    ]  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "pocketgrid_agent", *arguments,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def until_said(process: asyncio.subprocess.Process, words: str, within: float = 40.0) -> str:
+    """What the agent has said up to and with these words."""
+    said = ""
+    assert process.stdout is not None
+    async with asyncio.timeout(within):
+        while words not in said:
+            line = await process.stdout.readline()
+            assert line, f"the agent ended without {words!r}:\n{said}"
+            said += line.decode()
+    return said

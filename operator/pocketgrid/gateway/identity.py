@@ -43,6 +43,10 @@ class GatewayIdentity:
     renew_at: dt.datetime
     expires_at: dt.datetime
 
+    def fresh(self, now: dt.datetime) -> bool:
+        """Whether the certificate will do at `now`: not too old, and not made while the clock was ahead of `now`."""
+        return self.renew_at - dt.timedelta(days=SERVER_DAYS / 2) <= now < self.renew_at
+
 
 @dataclass(frozen=True, slots=True)
 class _Server:
