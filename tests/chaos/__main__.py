@@ -48,9 +48,9 @@ async def campaign(seeds: list[int], folder: Path, at_once: int, *, keep: bool) 
     return outcomes
 
 
-async def churn(folder: Path, devices: int) -> bool:
+async def churn(folder: Path, devices: int, shards: int) -> bool:
     """Kill a tenth of a fleet every 10 s and compare with the same fleet left alone; whether all is well."""
-    job = make_job(folder / "job", shards=CHURN_SHARDS, inner=1024, loops=12)
+    job = make_job(folder / "job", shards=shards, inner=1024, loops=12)
     results = {}
     async with nurseries(folder) as nursery_of:
         for name, share in (("alone", 0.0), ("churn", 0.1)):
@@ -75,13 +75,14 @@ def main() -> int:
     parser.add_argument(
         "--churn", type=int, metavar="DEVICES", help="instead: so many, a tenth of them killed every 10 s"
     )
+    parser.add_argument("--churn-shards", type=int, default=CHURN_SHARDS, metavar="N", help="of --churn's job")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="pocketgrid-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     if fetch_clock_library() is None:
         print("libfaketime cannot be had, so no clock will jump", flush=True)
     if arguments.churn:
-        return 0 if asyncio.run(churn(folder.resolve(), arguments.churn)) else 1
+        return 0 if asyncio.run(churn(folder.resolve(), arguments.churn, arguments.churn_shards)) else 1
     first = arguments.seed if arguments.seed is not None else random.randrange(1 << 30)
     kinds = {draw(random.Random(0), 0.0).kind for _, draw in KINDS}
     if arguments.having and arguments.having not in kinds:
