@@ -57,6 +57,9 @@ FAULT_PAUSE_SECONDS = 5.0
 UNAUTHENTICATED = "Unauthenticated"
 UNSUPPORTED_VERSION = "UnsupportedVersion"
 
+REFUSALS_TOLD_SECONDS = 1.0
+"""Between two lines in the log about devices that were not let in."""
+
 VERSION_PAUSE_SECONDS = 60.0
 """Before an agent that is too new asks again: somebody has to update the operator meanwhile."""
 
@@ -78,6 +81,7 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         self._stopping = False
         self._all_left = asyncio.Event()
         self._room = AssemblyRoom(settings.assembly_bytes)
+        self._refusal_due = 0.0
         self.ignored: Counter[str] = Counter()
         """What devices sent that was understood and had no effect, by what it was, of sessions that are over."""
 
@@ -131,7 +135,7 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
             text = _without_reason(exc)
             pause_ms = int(VERSION_PAUSE_SECONDS * 1000) if exc.retry and exc.reason == UNSUPPORTED_VERSION else 0
             refusal = pb.Refusal(reason=exc.reason, message=text, retry=exc.retry, retry_after_ms=pause_ms)
-            log.info("refused reason=%s cause=%s peer=%s", exc.reason, text, context.peer())
+            self._tell_refusal(exc.reason, text, context.peer())
             with suppress(aio.BaseError):
                 await context.write(pb.GatewayMessage(refusal=refusal))
             if exc.reason == UNAUTHENTICATED:
@@ -190,6 +194,14 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         if not self._is_authentic(dict(context.invocation_metadata() or ())):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong join secret")
         return pb.CheckReply(protocol_version=PROTOCOL_VERSION, unix_ms=int(self._clock.wall() * 1000))
+
+    def _tell_refusal(self, reason: str, text: str, peer: str) -> None:
+        # Whoever knocks a thousand times a second must not fill the log.
+        now = self._clock.monotonic()
+        level = logging.INFO if now >= self._refusal_due else logging.DEBUG
+        if level == logging.INFO:
+            self._refusal_due = now + REFUSALS_TOLD_SECONDS
+        log.log(level, "refused reason=%s cause=%s peer=%s", reason, text, peer)
 
     def _is_authentic(self, metadata: dict[Any, Any]) -> bool:
         presented = metadata.get(AUTHORIZATION_KEY, "")
