@@ -81,7 +81,7 @@ class Process:
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
-    async def says(self, text: str, within: float = 30.0, times: int = 1) -> float:
+    async def says(self, text: str, within: float = 60.0, times: int = 1) -> float:
         """Wait until the log has `text` so many times; how long that took."""
 
         async def count() -> int:

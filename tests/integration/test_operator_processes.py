@@ -147,7 +147,7 @@ async def test_an_operator_killed_again_and_again_finishes_what_it_began(grid: P
         await asyncio.sleep(rng.uniform(0.0, 0.8))
         await operator.kill()
         await operator.start()
-        await operator.says(READY, 30, times=number + 2)
+        await operator.says(READY, times=number + 2)
     last = f"job{rounds - 1}"
     body = await world.job_with(last, Complete="True", within=40)
     assert body["status"]["items"] == {"total": 60, "done": 60, "failed": 0}
