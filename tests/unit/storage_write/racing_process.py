@@ -1,6 +1,7 @@
 """An operator that takes over a job again and again, against others that do the same.
 
-Arguments: FOLDER ITEMS PER_SHARD SECONDS SEED. Prints, with CLOCK_MONOTONIC, which all processes of a host share:
+Arguments: FOLDER ITEMS PER_SHARD SECONDS SEED. Ends when a file `stop` lies beside FOLDER. Prints, with
+CLOCK_MONOTONIC, which all processes of a host share:
 `open EPOCH TIME SHARDS` once it has opened, `ack EPOCH TIME SHARD...` for acknowledged shards with the time before the
 commit began, and `stale EPOCH`.
 """
@@ -26,19 +27,23 @@ def main(folder: Path, items: int, per_shard: int, seconds: float, seed: int) ->
     limits = StoreLimits(segment_bytes=4_000, part_rows=16 * per_shard)
     print("ready", flush=True)
     sys.stdin.readline()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    stop, end = folder.with_name("stop"), time.monotonic() + seconds
+    opening = 0.0
+    while not stop.exists() and time.monotonic() < end:
+        # A pause, as long as things take on this machine, so that the one that took over gets somewhere.
+        time.sleep(rng.random() * 4 * opening)
         began = time.monotonic()
         try:
             store = ResultStore.open(a_job(folder, items), no_keys, take_over=True, limits=limits)
         except StoreError:
+            opening = time.monotonic() - began
             continue  # another one opened at the same moment and won
         epoch, opening = store.recovered.epoch, time.monotonic() - began
         print("open", epoch, time.monotonic_ns(), store.recovered.committed.to_text() or "-", flush=True)
         try:
             store.plan(per_shard)
             todo = [n for n in range(grid.shards) if n not in store.recovered.committed]
-            while todo and time.monotonic() < end:
+            while todo and not stop.exists():
                 group, todo = todo[:3], todo[3:]
                 batch = [a_result(n, (np.arange(*grid.bounds(n)) * 1000 + epoch,)) for n in group]
                 before = time.monotonic_ns()
@@ -48,7 +53,6 @@ def main(folder: Path, items: int, per_shard: int, seconds: float, seed: int) ->
         except StaleEpochError:
             print("stale", epoch, flush=True)
         store.close()
-        time.sleep(rng.random() * 4 * opening)  # so that the one that took over gets somewhere, on any machine
 
 
 if __name__ == "__main__":
