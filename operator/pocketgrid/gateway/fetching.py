@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,7 +24,7 @@ from pocketgrid.wire.v1 import agent_pb2 as pb
 log = logging.getLogger(__name__)
 
 FETCHES_AT_ONCE = 8
-"""Of one device. An agent fetches each model once; each fetch keeps a file open."""
+"""Of one device. An agent fetches each model once; each fetch keeps a thread busy."""
 
 
 async def stream_model(
@@ -63,17 +64,15 @@ async def _chunks(
     loop = asyncio.get_running_loop()
     offset = request.offset
     try:
-        with await loop.run_in_executor(None, model.path.open, "rb") as file:
-            file.seek(offset)
-            while offset < model.size_bytes and not session.ending.is_set():
-                if engine.devices.model_for(device, digest) is None:
-                    await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the work order was withdrawn")
-                wanted = min(MODEL_CHUNK_BYTES, model.size_bytes - offset)
-                data = await loop.run_in_executor(None, file.read, wanted)
-                if not data:
-                    break
-                yield pb.ModelChunk(offset=offset, total_bytes=model.size_bytes, data=data)
-                offset += len(data)
+        while offset < model.size_bytes and not session.ending.is_set():
+            if engine.devices.model_for(device, digest) is None:
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the work order was withdrawn")
+            wanted = min(MODEL_CHUNK_BYTES, model.size_bytes - offset)
+            data = await loop.run_in_executor(None, _read, model.path, offset, wanted)
+            if not data:
+                break
+            yield pb.ModelChunk(offset=offset, total_bytes=model.size_bytes, data=data)
+            offset += len(data)
     except OSError as exc:
         log.warning("model unreadable path=%s cause=%s", model.path, exc)
         await context.abort(grpc.StatusCode.NOT_FOUND, f"the operator cannot read the model: {exc.strerror}")
@@ -82,3 +81,11 @@ async def _chunks(
     if offset < model.size_bytes:
         log.warning("model truncated path=%s size=%d", model.path, offset)
         await context.abort(grpc.StatusCode.NOT_FOUND, "the model's file became shorter since the job was admitted")
+
+
+def _read(path: Path, offset: int, size: int) -> bytes:
+    # Opened anew for each chunk: a call may be cancelled at any moment, and a file that a thread has just opened for it
+    # would belong to nobody.
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
