@@ -437,7 +437,8 @@ def _translated(code: grpc.StatusCode | None, details: str | None) -> PeerError:
         return RefusedError(reason, details or "the gateway does not accept this device", retry=False)
     if code is grpc.StatusCode.OK:
         return LinkDownError("the gateway closed the stream")
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+    # The same code also stands for a message that is too large, which says nothing of how busy anybody is.
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" not in (details or ""):
         return CrowdedError(f"the gateway has too much to do: {details or 'no details'}")
     return LinkDownError(f"{code.name if code else 'UNKNOWN'}: {details or 'no details'}{_about_clocks(details or '')}")
 

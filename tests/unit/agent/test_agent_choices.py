@@ -6,10 +6,12 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 
 from pocketgrid.errors import InvalidSpecError
 from pocketgrid_agent import settings as options
+from pocketgrid_agent import stream
 from pocketgrid_agent.backoff import Backoff
 from pocketgrid_agent.identity import StateInUseError, is_device_name, make_name, open_state
 from pocketgrid_agent.policy import Policy
@@ -244,3 +246,19 @@ def test_help_explains_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         options.parse(["--help"], {"HOME": "/h"})
     assert "exit status" in capsys.readouterr().out
+
+
+# ---- why a stream ended ----
+
+
+@pytest.mark.parametrize(
+    ("details", "crowded"),
+    [
+        ("Concurrent RPC limit exceeded!", True),
+        ("CLIENT: Received message larger than max (3145738 vs. 263168)", False),
+    ],
+)
+def test_only_a_gateway_that_is_overrun_is_given_more_time(details: str, crowded: bool) -> None:
+    error = stream._translated(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
+    assert isinstance(error, stream.CrowdedError) is crowded
+    assert details in str(error)
