@@ -28,8 +28,8 @@ OLDEST_PROTOCOL_VERSION = 1
 """Oldest version this side still speaks."""
 
 FRAGMENT_BYTES = 256 << 10
-"""Largest message that travels whole, and largest `Fragment.data`. Only what has arrived whole shows that the other side
-is alive: on a line of 1 Mbit/s a piece of 1 MiB takes longer than any silence that is forgiven, this one 2 s."""
+"""Largest message that travels whole, and largest `Fragment.data`. Only what has arrived whole shows that the other
+side is alive: on a line of 1 Mbit/s a piece of 1 MiB takes longer than any silence that is forgiven, this one 2 s."""
 
 PIECE_BYTES = FRAGMENT_BYTES + (1 << 10)
 """Largest message on the wire: a fragment and what surrounds its data."""
