@@ -21,7 +21,9 @@ from pocketgrid.errors import InvalidSpecError, StoreError
 from pocketgrid.model.job import ColumnBinding, InputFormat, InputRef, TokenizerRef
 from pocketgrid.storage.datasets import open_data_set
 from pocketgrid.storage.datasets.base import OTHER
+from pocketgrid.storage.feeding import TokenFeed
 from pocketgrid.storage.onnxgraph import inspect_model
+from pocketgrid.storage.reasons import ItemReason
 from pocketgrid.storage.tokenizing import TextTokenizer
 from tests.fakes.models import write_affine_model
 from tests.fuzz.profiles import examples
@@ -126,6 +128,22 @@ def test_damaged_data_is_rows_or_an_error(folder: Path, kind: InputFormat) -> No
         _survives(lambda: _read_all(path, kind, column))
 
     survive()
+
+
+def test_a_text_in_parquet_that_is_no_text_fails_alone(folder: Path) -> None:
+    sink = io.BytesIO()
+    texts = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a b", b"\x80", b"b"], pa.binary()).buffers())
+    pq.write_table(pa.table({"text": texts}), sink, use_dictionary=False)
+    path = folder / "bad.parquet"
+    path.write_bytes(sink.getvalue())
+    (folder / "good-tokenizer.json").write_text(json.dumps(TOKENIZER))
+    tokenizer = TextTokenizer(TokenizerRef((folder / "good-tokenizer.json").as_uri(), "text", 8))
+    data_set = open_data_set(InputRef(path.as_uri(), InputFormat.PARQUET))
+    rows = data_set.read(0, 3, ["text"])
+    (_, lengths), faults = TokenFeed("text", tokenizer).prepare(rows.columns["text"], 3)
+    data_set.close()
+    assert {row: reason for row, (reason, _) in faults.items()} == {1: ItemReason.INVALID_TEXT}
+    assert lengths.tolist() == [2, 0, 1]
 
 
 HEADERS = [

@@ -84,7 +84,7 @@ class TokenFeed:
         if not _is_unicode("".join(texts)):
             for row, text in enumerate(texts):
                 if not _is_unicode(text):
-                    faults[row] = ItemReason.INVALID_TEXT, "holds half of a surrogate pair"
+                    faults[row] = ItemReason.INVALID_TEXT, "is not valid Unicode"
                     texts[row] = ""
         ids, lengths = self.tokenizer.encode(texts)
         for row in np.flatnonzero(lengths == 0).tolist():
