@@ -4,7 +4,18 @@ A new measurement is a module with a `MEASUREMENT`, and its name in `ALL`. Sever
 runs: what is measured together is comparable.
 """
 
-from hack.bench.measurements import agent_footprint, agent_loss, apply, embedding, mlp, peers, start
+from hack.bench.measurements import (
+    agent_footprint,
+    agent_loss,
+    apply,
+    connections,
+    embedding,
+    mlp,
+    peers,
+    planner,
+    recovery,
+    start,
+)
 from hack.bench.measurements.base import Conditions, Measurement
 
 __all__ = ["ALL", "Conditions", "Measurement"]
@@ -18,5 +29,9 @@ ALL: tuple[Measurement, ...] = (
     start.MEASUREMENT,
     apply.MEASUREMENT,
     agent_loss.MEASUREMENT,
+    recovery.SILENT,
+    recovery.RESTARTED,
     agent_footprint.MEASUREMENT,
+    planner.MEASUREMENT,
+    connections.MEASUREMENT,
 )

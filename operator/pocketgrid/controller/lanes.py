@@ -21,6 +21,13 @@ log = logging.getLogger(__name__)
 CONCURRENT_CALLS = 16
 """Calls under way at once, over all objects: enough to hide latency, too few to bother an API server."""
 
+CONCURRENT_DEVICE_CALLS = 12
+"""Of these, on behalf of devices: ten thousand of them have more to write than an API server can take, and the status
+of jobs must not wait behind them."""
+
+_OF_DEVICES = frozenset({"node", "node-status", "lease", "edge", "edgenodes"})
+"""First parts of the keys of such lanes."""
+
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 15.0
 
@@ -46,7 +53,8 @@ class Lanes:
         self._rng = rng
         self._permitted = permitted
         self._lanes: dict[str, _Lane] = {}
-        self._slots = asyncio.Semaphore(CONCURRENT_CALLS)
+        self._slots = asyncio.Semaphore(CONCURRENT_CALLS - CONCURRENT_DEVICE_CALLS)
+        self._device_slots = asyncio.Semaphore(CONCURRENT_DEVICE_CALLS)
 
     async def __aenter__(self) -> Self:
         """Nothing to prepare."""
@@ -83,7 +91,7 @@ class Lanes:
 
     async def _run(self, key: str, lane: _Lane, write: Callable[[], Awaitable[None]]) -> None:
         try:
-            async with self._slots:
+            async with self._device_slots if key.partition("/")[0] in _OF_DEVICES else self._slots:
                 # It may have waited for its turn too long; there will be another look.
                 if self._permitted():
                     await write()

@@ -164,7 +164,7 @@ async def _work(
                 task.result()
         finally:
             await _cancel(asked, *tasks)
-        _look(publisher)
+        _look(publisher, everything=True)
         await lanes.idle(FLUSH_S)
 
 
@@ -200,9 +200,9 @@ async def _follow(engine: Engine, publisher: Publisher) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-def _look(publisher: Publisher) -> None:
+def _look(publisher: Publisher, *, everything: bool = False) -> None:
     try:
-        publisher.look()
+        publisher.look(everything=everything)
     except Exception:
         # A fault in this comparison must not end the jobs; the next look may succeed.
         log.exception("cannot compare the cluster with the engine")

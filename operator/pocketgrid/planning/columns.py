@@ -79,9 +79,12 @@ class JobColumns:
 
     def barred(self, rows: Rows, now: float) -> NDArray[np.bool_]:
         """Who cannot load the model, is overdue with it, or failed a short while ago; shape (rows,)."""
-        order, until = self.order[rows], self.until[rows]
-        waits = ((order == FAILED) & (now < until)) | ((order == ORDERED) & (now >= until))
-        barred: NDArray[np.bool_] = waits | (now < self.paused[rows])
+        barred: NDArray[np.bool_] = now < self.paused[rows]
+        order = self.order[rows]
+        others = np.flatnonzero((order == FAILED) | (order == ORDERED))
+        if len(others):
+            before = now < self.until[rows[others]]
+            barred[others] |= np.where(order[others] == FAILED, before, ~before)
         return barred
 
 

@@ -153,7 +153,7 @@ class _Table:
                 continue
             kind, size = np.zeros(len(rows), np.uint8), np.zeros(len(rows), np.int64)
             job = columns.job(state.uid)
-            kind[admitted], size[admitted] = _kinds(job, state, loads.of(admitted), rows[admitted], now)
+            _fill(job, state, loads, rows, admitted, now, kind, size)
             index.append(at)
             kinds.append(kind)
             sizes.append(size)
@@ -282,32 +282,42 @@ def _loads(columns: FleetColumns, states: Sequence[JobState], rows: Rows) -> _Lo
     )
 
 
-def _kinds(
-    job: JobColumns, state: JobState, loads: _Loads, rows: Rows, now: float
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """What the job could be for each admitted device, and how large a lease of it would be; shape (rows,) each."""
-    order, until, held, seconds = job.order[rows], job.until[rows], job.held[rows], job.seconds[rows]
-    free = ~job.barred(rows, now)
+def _fill(
+    job: JobColumns,
+    state: JobState,
+    loads: _Loads,
+    rows: Rows,
+    admitted: Rows,
+    now: float,
+    kinds: NDArray[np.uint8],
+    sizes: NDArray[np.int64],
+) -> None:
+    """Write down what the job could be for each admitted device, and how large a lease of it would be."""
+    theirs = rows[admitted]
+    order, free = job.order[theirs], ~job.barred(theirs, now)
     ready = order == READY
-    own = (held > 0) | ((order == ORDERED) & (now < until)) | (ready & job.seat[rows])
-    if state.pending_shards == 0:
-        free &= ~ready
-    kinds = np.zeros(len(rows), np.uint8)
-    kinds[free & ~ready & ~own] = _Kind.PREPARE
-    size = np.zeros(len(rows), np.int64)
-    willing = np.flatnonzero(free & ready) if state.pending_shards else np.zeros(0, np.intp)
-    if len(willing):
-        theirs = loads.of(willing)
-        room = _room(theirs, state)
-        hungry = _is_hungry(theirs, state) & (room > 0)
-        wanted = _wanted(theirs, state, seconds[willing])
-        size[willing] = np.where(hungry, np.maximum(np.minimum(wanted, room), 0), 0)
-        # With none of this job, it is the backlog of others that fills its share.
-        sated = hungry & (size[willing] == 0) & (held[willing] > 0)
-        grant = np.where(own[willing], _Kind.GRANT_OWN, _Kind.GRANT)
-        busy = np.where(own[willing], _Kind.BUSY_OWN, _Kind.BUSY)
-        kinds[willing] = np.where(size[willing] > 0, grant, np.where(sated, _Kind.NOTHING, busy))
-    return kinds, size
+    unprepared = admitted[free & ~ready]
+    held = job.held[rows[unprepared]] > 0
+    waiting = (job.order[rows[unprepared]] == ORDERED) & (now < job.until[rows[unprepared]])
+    kinds[unprepared] = np.where(held | waiting, _Kind.NOTHING, _Kind.PREPARE)
+    if not state.pending_shards:
+        return
+    at = admitted[free & ready]
+    if not len(at):
+        return
+    mine, willing = rows[at], loads.of(at)
+    held_shards = job.held[mine]
+    own = (held_shards > 0) | job.seat[mine]
+    room = _room(willing, state)
+    hungry = _is_hungry(willing, state) & (room > 0)
+    wanted = _wanted(willing, state, job.seconds[mine])
+    size = np.where(hungry, np.maximum(np.minimum(wanted, room), 0), 0)
+    # With none of this job, it is the backlog of others that fills its share.
+    sated = hungry & (size == 0) & (held_shards > 0)
+    grant = np.where(own, _Kind.GRANT_OWN, _Kind.GRANT)
+    busy = np.where(own, _Kind.BUSY_OWN, _Kind.BUSY)
+    kinds[at] = np.where(size > 0, grant, np.where(sated, _Kind.NOTHING, busy))
+    sizes[at] = size
 
 
 def _is_hungry(loads: _Loads, state: JobState) -> NDArray[np.bool_]:
