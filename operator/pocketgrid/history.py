@@ -40,6 +40,7 @@ class HistoryFile:
         self._path = path
         self._lines = 0
         self._lost = 0
+        self._complained = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -65,15 +66,15 @@ class HistoryFile:
         if self._torn:
             line = b"\n" + line
         try:
-            written = os.write(self._descriptor, line)
+            cause = "" if os.write(self._descriptor, line) == len(line) else "a line was cut short"
         except OSError as error:
-            if not self._torn:
-                log.warning("history not written path=%s cause=%s", self._path, error.strerror)
-            # A line may have gone out in part; the next begins on a fresh one.
-            self._torn = True
-            return False
-        self._torn = written < len(line)
-        return not self._torn
+            cause = error.strerror or str(error)
+        if cause and not self._complained:
+            log.warning("history not written path=%s cause=%s", self._path, cause)
+        self._complained = bool(cause)
+        # A line may have gone out in part; the next begins on a fresh one.
+        self._torn = bool(cause)
+        return not cause
 
     def close(self) -> None:
         """Let go of the file."""

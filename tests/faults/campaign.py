@@ -80,6 +80,8 @@ async def run_schedule(schedule: Schedule, job: Job, nursery: Nursery, folder: P
         ended = time.monotonic()
     if not completed:
         report = Report(f"progress: the job did not end within {DEADLINE_S:.0f} s after the last fault was mended")
+    elif world.cut_histories:
+        report = Report(f"void: a full disk cut {world.cut_histories[0]}; nothing can be said of this run")
     elif world.outcome()["stage"] != "Complete":
         report = Report(f"progress: the job ended as {world.outcome()}")
     else:

@@ -67,9 +67,8 @@ AS_SHIPPED = Timing(
 )
 
 FULL_DISK_BYTES = 128 << 10
-FULL_OUTPUT_BYTES = 40 << 10
-"""Files of an agent or operator whose disk is full may not grow beyond this: a dozen results and three or four. Its
-history is begun anew and stays below."""
+"""Files of a process whose disk is full may not grow beyond this, a dozen results. Its history is begun anew and stays
+below; where it does not, nothing can be said of the run."""
 
 CLOCK_NOTICED_S = 2.2
 """libfaketime looks about once a second how late it is to be."""
@@ -220,6 +219,11 @@ class World:
     def histories(self) -> list[Path]:
         """All files of what happened."""
         return sorted(self._folder.glob("history-*.jsonl"))
+
+    @property
+    def cut_histories(self) -> list[str]:
+        """Those that a disk made full by us has cut short."""
+        return [path.name for path in self.histories if path.stat().st_size == FULL_DISK_BYTES]
 
     @property
     def finished(self) -> bool:
@@ -422,7 +426,7 @@ class World:
     async def _operator_disk_full(self, fault: Fault) -> None:
         async with self._operator_busy:
             await self._current.process.kill()
-            await self._replace_operator(file_bytes=FULL_OUTPUT_BYTES)
+            await self._replace_operator(file_bytes=FULL_DISK_BYTES)
             await asyncio.sleep(fault.lasts_s)
             await self._current.process.kill()
             await self._replace_operator()
