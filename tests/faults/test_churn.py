@@ -1,5 +1,6 @@
 """A job ends although devices keep being killed, and what that cost is told."""
 
+import os
 import random
 from dataclasses import replace
 
@@ -12,6 +13,9 @@ from tests.faults.schedule import Schedule
 from tests.faults.world import QUICK, make_job
 
 
+@pytest.mark.skipif(
+    "POCKETGRID_TEST_CHURN" not in os.environ, reason="belongs to `make chaos`; set POCKETGRID_TEST_CHURN to run it"
+)
 @pytest.mark.timeout(300)
 async def test_a_job_ends_while_a_tenth_of_the_fleet_keeps_dying(tmp_path) -> None:
     """Small and quick: of 10 devices one dies every 1.5 s. `python -m tests.chaos --churn` takes the product's pace."""
