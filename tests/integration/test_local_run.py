@@ -208,7 +208,10 @@ def test_two_runs_at_the_same_time_do_not_disturb_each_other(tmp_path, slow) -> 
     other.write_text(slow.read_text().replace("out-slow", "out-other"))
     with running(tmp_path, slow, "--agents", "1") as first:
         until(lambda: committed(tmp_path) > 0, "the first is at work")
+        first.send_signal(signal.SIGSTOP)  # or it may be done before the second has started
         with running(tmp_path, other, "--agents", "1", "--json") as second:
+            until(lambda: len(agents_of(tmp_path)) == 2, "the second has an agent of its own")
+            first.send_signal(signal.SIGCONT)
             output, log = second.communicate(timeout=DEADLINE_S)
             assert second.returncode == 0, log
             assert list(json.loads(output)["devices"]) == ["local-2"]

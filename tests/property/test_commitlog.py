@@ -206,26 +206,44 @@ def test_a_log_cut_at_any_byte_keeps_every_whole_line() -> None:
             assert len(read_log(folder).state.committed) == 0
 
 
+def a_closed_log(folder: Path) -> tuple[Path, bytes]:
+    """A log with seven committed shards, the first of them redone; its only segment and its token key."""
+    log = CommitLog.open(folder, "job", FINGERPRINT)
+    log.append([PLAN])
+    log.append([a_commit(n, n) for n in range(7)])
+    log.append([Reopened(0, "E0000000001-S000001", 0), a_commit(0, 70)])
+    log.close()
+    return folder / segment_names(folder)[0], log.token_key
+
+
+def check_flipped(path: Path, data: bytes, bit: int, token_key: bytes) -> None:
+    flipped = bytearray(data)
+    flipped[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(flipped)
+    contents = read_log(path.parent)
+    assert contents.header is not None
+    assert contents.header.token_key == token_key.hex()
+    assert len(contents.state.committed) >= 5
+    assert contents.state.staged.get(0, {}).get(0, a_commit(0, 70)) == a_commit(0, 70)
+
+
 @given(st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
 def test_one_flipped_bit_costs_at_most_the_shards_of_two_lines(seed: int) -> None:
-    rng = random.Random(seed)
     with a_folder() as folder:
-        log = CommitLog.open(folder, "job", FINGERPRINT)
-        log.append([PLAN])
-        log.append([a_commit(n, n) for n in range(7)])
-        log.append([Reopened(0, "E0000000001-S000001", 0), a_commit(0, 70)])
-        log.close()
-        path = folder / segment_names(folder)[0]
-        data = bytearray(path.read_bytes())
-        at = rng.randrange(8 * len(data))
-        data[at // 8] ^= 1 << at % 8
-        path.write_bytes(data)
-        reopened = CommitLog.open(folder, "job", FINGERPRINT)
-        assert len(reopened.state.committed) >= 5
-        assert reopened.state.staged.get(0, {}).get(0, a_commit(0, 70)) == a_commit(0, 70)
-        assert reopened.token_key == log.token_key
-        reopened.close()
+        path, token_key = a_closed_log(folder)
+        data = path.read_bytes()
+        check_flipped(path, data, random.Random(seed).randrange(8 * len(data)), token_key)
+        CommitLog.open(folder, "job", FINGERPRINT).close()
+
+
+def test_a_damaged_end_of_line_costs_no_more_than_damage_within_one() -> None:
+    with a_folder() as folder:
+        path, token_key = a_closed_log(folder)
+        data = path.read_bytes()
+        for at in (i for i, byte in enumerate(data) if byte == ord("\n")):
+            for bit in range(8):
+                check_flipped(path, data, 8 * at + bit, token_key)
 
 
 DEVICES = ("phone-1", "phone-2", "board-7")

@@ -244,10 +244,12 @@ def encode_line(entry: Entry) -> bytes:
 
 
 def encode_lines(entries: Iterable[Entry]) -> bytes:
-    """The lines for `entries`; those that must not be lost stand twice."""
-    return b"".join(
-        line * (2 if isinstance(entry, _TWICE) else 1) for entry in entries for line in [encode_line(entry)]
-    )
+    """The lines for `entries`; those that must not be lost stand twice.
+
+    Between the two an empty line, or a newline that is damaged would make one damaged line of both.
+    """
+    lines = ((encode_line(entry), isinstance(entry, _TWICE)) for entry in entries)
+    return b"".join(line + b"\n" + line if twice else line for line, twice in lines)
 
 
 def checked_payload(line: bytes) -> bytes | None:

@@ -199,6 +199,8 @@ def _fold(state: LogState, data: bytes, settled: bytearray) -> tuple[int, int]:
     prefix, known = len(COMMIT), len(settled)
     waiting: list[bytes] = []
     for line in data.split(b"\n")[:-1]:
+        if not line:
+            continue
         payload = checked_payload(line)
         if payload is None:
             bad += 1
