@@ -120,8 +120,9 @@ def _open_members(source: Source, spool: Spool, unpacked: list[Source]) -> tuple
         with zipfile.ZipFile(io.BufferedReader(SourceFile(source))) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
             arrays = [_open_member(archive, member, source, spool, unpacked) for member in members]
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
-        raise _wrong_format(source, str(error)) from error
+    # Damaged names are a ValueError, damaged headers a struct.error.
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OverflowError, struct.error) as error:
+        raise _wrong_format(source, one_line(str(error), _LONGEST_REASON)) from error
     arrays = [array for array in arrays if array.shape]
     lengths = {array.name: array.shape[0] for array in arrays}
     if not arrays:
@@ -155,7 +156,7 @@ def _open_member(
 
 
 def _read_header(name: str, source: Source, begin: int, end: int) -> _Array:
-    stream = io.BytesIO(source.read_at(begin, min(_HEADER_LIMIT_BYTES, end - begin)))
+    stream = io.BytesIO(source.read_at(begin, max(0, min(_HEADER_LIMIT_BYTES, end - begin))))
     try:
         version = np.lib.format.read_magic(stream)
         if version == (1, 0):

@@ -47,12 +47,13 @@ def values_of(array: pa.Array) -> Values:
     if dense is not None:
         return dense
     try:
-        return array.to_pylist()
+        values: list[Any] = array.to_pylist()
     except UnicodeDecodeError:
         # Nothing in a file says that text is valid. One row that is not must not keep the others from being read:
         # what cannot be decoded becomes halves of surrogate pairs, which whoever wants text refuses row by row.
         kind = pa.binary_view() if pa.types.is_string_view(array.type) else pa.large_binary()
-        return [v if v is None else v.decode("utf-8", "surrogateescape") for v in array.cast(kind).to_pylist()]
+        values = [v if v is None else v.decode("utf-8", "surrogateescape") for v in array.cast(kind).to_pylist()]
+    return values
 
 
 def _dense(array: pa.Array) -> npt.NDArray[Any] | None:

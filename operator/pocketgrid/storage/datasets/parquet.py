@@ -107,11 +107,13 @@ class ParquetTable(DataSet):
             self._file: Any = pq.ParquetFile(SourceFile(source))
             metadata = self._file.metadata
             schema = self._file.schema_arrow
-        except (pa.ArrowException, OSError) as error:
+            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+            if any(group.num_rows < 0 for group in groups):
+                raise ValueError("a row group has a negative number of rows")
+        except (pa.ArrowException, OSError, ValueError) as error:  # names that are no text are a ValueError
             raise InvalidSpecError(
                 Refusal.WRONG_FORMAT, f"{source.name} is not Parquet: {error}", field="spec.input.format"
             ) from error
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         self._group_starts = [0, *accumulate(group.num_rows for group in groups)]
         self._row_bytes = [group.total_byte_size / max(group.num_rows, 1) for group in groups]
         self.items: int = self._group_starts[-1]
@@ -207,7 +209,7 @@ class ParquetTable(DataSet):
                     found.extend(self._whole(group, name).slice(start, stop - start).chunks)
                 else:
                     found.extend(self._read_in_batches(group, name, start, stop, total))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise StoreError(f"cannot read row group {group} of {self._source.name}: {error}") from error
 
     def _whole(self, group: int, name: str) -> Any:
@@ -215,6 +217,9 @@ class ParquetTable(DataSet):
         column = self._cached(key)
         if column is None:
             column = self._file.read_row_group(group, columns=[name], use_threads=False)[name]
+            rows = self._group_starts[group + 1] - self._group_starts[group]
+            if len(column) != rows:
+                raise StoreError(f"row group {group} of {self._source.name} has {len(column)} rows instead of {rows}")
             self._keep(key, column)
         return column
 
