@@ -160,7 +160,9 @@ def test_defaults_are_applied(kubectl: Kubectl) -> None:
     assert spec["output"]["format"] == "Parquet"
     assert spec["sharding"] == {"leaseSeconds": 5}
     assert spec["backoffLimitPerShard"] == 3
-    for absent in ("placement", "maxFailedItems", "activeDeadlineSeconds", "ttlSecondsAfterFinished"):
+    assert spec["placement"] == {"dataClass": "Public"}
+    assert spec["verification"] == {"mode": "None", "maxErrorRate": "0.001", "auditFloor": "0.01"}
+    for absent in ("budget", "maxFailedItems", "activeDeadlineSeconds", "ttlSecondsAfterFinished"):
         assert absent not in spec
 
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from pocketgrid.api.v1alpha1 import decode as manifest_decode
 from pocketgrid.api.v1alpha1 import hardware_class, inference_job
+from pocketgrid.api.v1alpha1 import verification as manifest_verification
 from pocketgrid.api.v1alpha1.conditions import RefusalReason
 from pocketgrid.api.v1alpha1.meta import Body, Kind, ObjectMeta
 from pocketgrid.api.validation import Violation, parse
@@ -33,7 +34,9 @@ from pocketgrid.model.job import (
     Sharding,
     TokenizerRef,
 )
+from pocketgrid.model.money import Budget, PriceList, read_money
 from pocketgrid.model.selectors import LabelSelector, Requirement, Toleration
+from pocketgrid.model.trust import Comparator, ComparatorKind, DataClass, TrustTier, Verification
 
 AnyKind = TypeVar("AnyKind", bound=Kind)
 
@@ -43,6 +46,12 @@ URI_FIELDS = (("model", "uri"), ("input", "tokenizer", "uri"), ("output", "uri")
 DATA_FIELDS = (("input", "uri"), ("input", "uris"))
 """Where a spec names what may also be a glob, or a folder by its slash at the end."""
 
+_TIERS = {"Public": TrustTier.PUBLIC, "Vetted": TrustTier.VETTED, "Owned": TrustTier.OWNED}
+_DATA_CLASSES = {
+    "Public": DataClass.PUBLIC,
+    "Internal": DataClass.INTERNAL,
+    "Confidential": DataClass.CONFIDENTIAL,
+}
 _WILDCARDS = {"%2A": "*", "%3F": "?", "%5B": "[", "%5D": "]"}
 
 
@@ -82,6 +91,8 @@ def to_job_spec(
             max_failed_items=spec.max_failed_items,
             active_deadline_s=spec.active_deadline_seconds or 0,
         ),
+        verification=_verification(spec.verification),
+        budget=Budget(read_money(spec.budget.limit), spec.budget.action) if spec.budget is not None else None,
         priority=spec.priority,
         suspend=spec.suspend,
         created=_created(job.metadata, created),
@@ -108,7 +119,16 @@ def to_hardware_class(body: Body) -> HardwareClass:
             match_labels=dict(selector.match_labels),
             expressions=tuple(Requirement(r.key, r.operator, r.values) for r in selector.match_expressions),
         ),
+        price=_price(kind.spec.price) if kind.spec.price is not None else None,
+        numerics=kind.spec.numerics_class or "",
     )
+
+
+def tier_of(body: Body) -> TrustTier:
+    """Whose an EdgeNode says its device is. What is not there or not understood counts as anybody's."""
+    spec = body.get("spec")
+    tier = spec.get("tier") if isinstance(spec, Mapping) else None
+    return _TIERS.get(tier, TrustTier.PUBLIC) if isinstance(tier, str) else TrustTier.PUBLIC
 
 
 def refusal(violations: list[Violation]) -> InvalidSpecError:
@@ -250,7 +270,33 @@ def _placement(placement: inference_job.Placement) -> Placement:
             for t in placement.tolerations
         ),
         max_nodes=placement.max_nodes or 0,
+        data_class=_DATA_CLASSES[placement.data_class],
     )
+
+
+def _verification(verification: manifest_verification.Verification) -> Verification:
+    return Verification(
+        mode=verification.mode,
+        quorum=verification.quorum or manifest_verification.DEFAULT_QUORUM,
+        comparator=_comparator(verification.comparator),
+        max_error_rate=float(verification.max_error_rate),
+        audit_floor=float(verification.audit_floor),
+    )
+
+
+def _comparator(comparator: manifest_verification.Comparator) -> Comparator:
+    if (close := comparator.all_close) is not None:
+        return Comparator(ComparatorKind.ALL_CLOSE, rtol=float(close.rtol), atol=float(close.atol))
+    if (cosine := comparator.cosine) is not None:
+        return Comparator(ComparatorKind.COSINE, minimum=float(cosine.minimum))
+    if (top := comparator.top_k) is not None:
+        return Comparator(ComparatorKind.TOP_K, k=top.k, margin=float(top.margin))
+    return Comparator()
+
+
+def _price(price: hardware_class.Price) -> PriceList:
+    own = {ModelDigest(model.sha256): read_money(model.per_item) for model in price.models}
+    return PriceList(read_money(price.per_item), own)
 
 
 def _created(metadata: ObjectMeta, fallback: float | None) -> float:

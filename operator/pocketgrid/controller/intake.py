@@ -2,11 +2,12 @@
 
 Everything here may be called again with the same object, in any order of news, and after a restart.
 
-A job is identified for good by its model, input, output and sharding. API servers that know CEL refuse to change
-them; older ones do not, so the first readable version of these fields is kept in an annotation. If an edit changes
-them, the job goes on as it began, with its mutable fields followed, and `Accepted=False, reason=ImmutableField` says
-so until they are put back. (The annotation is left out for specs that annotations cannot hold; then an edit made
-while no operator ran is caught by the output's own log, which belongs to another model or data set.)
+A job is identified for good by its model, input, output, sharding and verification. API servers that know CEL refuse
+to change them; older ones do not, so the first readable version of these fields is kept in an annotation. If an edit
+changes them, the job goes on as it began, with its mutable fields followed, and `Accepted=False,
+reason=ImmutableField` says so until they are put back. (The annotation is left out for specs that annotations cannot
+hold; then an edit made while no operator ran is caught by the output's own log, which belongs to another model or data
+set.)
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Intake:
             record.first = _first_of(annotation)
         try:
             if record.first is not None:
-                changed = validate({**spec}, {**spec, **record.first})
                 effective = {**{k: v for k, v in spec.items() if k not in IMMUTABLE}, **record.first}
+                changed = validate(spec, effective)
                 self._engine.submit(to_job_spec({**body, "spec": effective}))
                 record.refusal = None
                 if changed:

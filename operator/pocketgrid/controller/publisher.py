@@ -28,6 +28,7 @@ from pocketgrid.controller.client import (
 from pocketgrid.controller.lanes import Lanes
 from pocketgrid.controller.manifests import build_edge_node
 from pocketgrid.controller.nodes import NodeKeeper
+from pocketgrid.controller.readings import rfc3339
 from pocketgrid.controller.records import (
     ClassRecord,
     EdgeRecord,
@@ -340,8 +341,3 @@ def _gist(status: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _at_rest(status: Mapping[str, Any]) -> bool:
     return not status.get("leasedShards")
-
-
-def rfc3339(moment: datetime) -> str:
-    """A time as Kubernetes writes it."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

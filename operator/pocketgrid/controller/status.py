@@ -18,18 +18,41 @@ refused, failed, trouble of our own   False        True     somebody has to do s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, assert_never
 
 from pocketgrid.api.v1alpha1.conditions import PAUSED, READY, ClassReason, DeviceReason, JobCondition, JobReason
 from pocketgrid.api.v1alpha1.edge_node import MAX_LISTED
-from pocketgrid.api.v1alpha1.inference_job_status import MAX_CLASSES, MAX_COMPLETED_TEXT, NO_CLASS
+from pocketgrid.api.v1alpha1.inference_job_status import MAX_CLASSES, NO_CLASS
 from pocketgrid.api.v1alpha1.meta import EXACT
+from pocketgrid.controller.readings import (
+    MAX_RATE,
+    cut,
+    cut_bytes,
+    cut_list,
+    finite,
+    moment_of,
+    money_text,
+    present,
+    rate_text,
+    rfc3339,
+    within,
+)
 from pocketgrid.model.device import DeviceFacts, RestraintLevel, Vitals
-from pocketgrid.model.ranges import TRUNCATED
-from pocketgrid.model.view import DeviceView, Explanation, JobView, Presence, Stage
+from pocketgrid.model.view import (
+    CostView,
+    DeviceView,
+    EarningsView,
+    Explanation,
+    JobView,
+    Presence,
+    Stage,
+    TrustView,
+    VerificationView,
+)
 
 Status = dict[str, Any]
 Truth = Literal["True", "False", "Unknown"]
@@ -38,9 +61,6 @@ MAX_MESSAGE_BYTES = 1024
 """Of one condition. Eight conditions, the list of classes and the completed shards together stay below the
 32 KiB that a status may have."""
 
-
-MAX_RATE = 1e15
-"""Items per second, or any other reading; what is larger was measured over no time, or not at all."""
 
 MAX_WORD = 256
 """Characters of one of a device's statements."""
@@ -118,24 +138,26 @@ def edge_node_status(
     observed = old.get("observedGeneration", 0) if generation is None else generation
     deregistered = old.get("deregisteredBootID") if deregistered_boot_id is None else deregistered_boot_id
     fastest = sorted(view.speeds.items(), key=lambda entry: (-entry[1], entry[0]))[:MAX_LISTED]
-    return _present(
+    return present(
         observedGeneration=observed,
         presence=view.presence.value,
         facts=_facts(view.identity.facts),
         vitals=_vitals(view.vitals),
         classes=list(view.classes[:MAX_LISTED]),
         speeds=[
-            _present(
+            present(
                 modelSha256=digest,
-                itemsPerSecond=_rate(speed),
-                peakItemsPerSecond=_rate(view.peak_speeds[digest]) if digest in view.peak_speeds else None,
+                itemsPerSecond=rate_text(speed),
+                peakItemsPerSecond=rate_text(view.peak_speeds[digest]) if digest in view.peak_speeds else None,
             )
             for digest, speed in fastest
         ],
         leasedShards=view.leased_shards,
         itemsDone=view.items_done,
-        lastSeenTime=_time(view.last_seen),
-        bootID=_cut(view.identity.boot_id, 128),
+        trust=_trust(view.trust) if view.trust is not None else None,
+        earnings=_earnings(view.earnings) if view.earnings is not None else None,
+        lastSeenTime=moment_of(view.last_seen),
+        bootID=cut(view.identity.boot_id, 128),
         deregisteredBootID=deregistered,
         conditions=_conditions([_device_claim(view), _pause_claim(view)], old, observed, now),
     )
@@ -243,6 +265,10 @@ def _running(view: JobView) -> list[_Claim]:
     if view.obstacle is not None:
         return _claims(view.obstacle, placed="False", reconciling=True)
     working = Explanation(JobReason.WORKING, "devices are at work")
+    if view.verification is not None and view.shards_done == view.shards > 0:
+        working = Explanation(
+            JobReason.VERIFYING, "all shards are committed; devices check rows that are not yet final"
+        )
     return _claims(working, placed="True", progressing=True, reconciling=True)
 
 
@@ -320,7 +346,7 @@ def _pause_claim(view: DeviceView) -> _Claim:
 def _numbers(view: JobView) -> Status:
     opened = view.stage not in (Stage.ADMITTING, Stage.REFUSED)
     at_work = {} if view.stage.terminal else view.devices
-    return _present(
+    return present(
         items={"total": view.items, "done": view.items_done, "failed": view.items_failed} if opened else None,
         shards={
             "total": view.shards,
@@ -330,8 +356,8 @@ def _numbers(view: JobView) -> Status:
         }
         if opened
         else None,
-        completedShards=_cut_list(view.completed_text) if opened else None,
-        throughput={"itemsPerSecond": _rate(_throughput(view))} if view.started else None,
+        completedShards=cut_list(view.completed_text) if opened else None,
+        throughput={"itemsPerSecond": rate_text(_throughput(view))} if view.started else None,
         placement={
             "classes": [
                 {"hardwareClass": name or NO_CLASS, "devices": devices}
@@ -343,10 +369,45 @@ def _numbers(view: JobView) -> Status:
         attempts={"lost": view.attempts_lost, "copies": view.copies, "duplicates": view.duplicates}
         if view.started
         else None,
+        verification=_verification(view.verification) if view.verification is not None else None,
+        cost=_cost(view.cost) if view.cost is not None else None,
         output={"manifestUri": view.manifest_uri} if view.manifest_uri else None,
-        startTime=_time(view.started),
-        completionTime=_time(view.finished) if view.stage is Stage.COMPLETE else None,
+        startTime=moment_of(view.started),
+        completionTime=moment_of(view.finished) if view.stage is Stage.COMPLETE else None,
     )
+
+
+def _verification(view: VerificationView) -> Status:
+    bound = view.wrong_rows_upper_bound
+    return present(
+        rowsVerified=within(view.rows_verified, EXACT),
+        rowsChecked=within(view.rows_checked, EXACT),
+        disagreementRate=f"{min(max(0.0, view.disagreement_rate), 1.0):.6f}",
+        redundancy=f"{min(max(0.0, view.redundancy), MAX_RATE):.4f}",
+        # Rounded up: a bound that was rounded down would be none.
+        wrongRowsUpperBound95=None if bound is None else within(math.ceil(min(max(0.0, bound), EXACT)), EXACT),
+    )
+
+
+def _cost(view: CostView) -> Status:
+    return present(
+        spent=money_text(view.spent_micro),
+        escrow=money_text(view.escrow_micro),
+        limit=None if view.limit_micro is None else money_text(view.limit_micro),
+    )
+
+
+def _trust(view: TrustView) -> Status:
+    return present(
+        verifiedItems=within(view.verified_items, EXACT),
+        disagreements=within(view.disagreements, EXACT),
+        since=moment_of(view.since),
+        caughtTime=moment_of(view.caught),
+    )
+
+
+def _earnings(view: EarningsView) -> Status:
+    return {"earned": money_text(view.earned_micro), "provisional": money_text(view.provisional_micro)}
 
 
 def _throughput(view: JobView) -> float:
@@ -358,34 +419,31 @@ def _throughput(view: JobView) -> float:
 
 def _facts(facts: DeviceFacts) -> Status:
     """Cut to what the schema takes: a device that states nonsense must not block its own status."""
-    return _present(
+    return present(
         kind=facts.kind.value,
-        arch=_cut(facts.arch, MAX_WORD),
-        os=_cut(facts.os, MAX_WORD),
-        cores=_count(facts.cores, 2**31 - 1),
-        memoryBytes=_count(facts.memory_bytes, EXACT),
-        simd=[_cut(name, MAX_WORD) for name in facts.simd[:MAX_LISTED] if name],
-        providers=[_cut(name, MAX_WORD) for name in facts.providers[:MAX_LISTED] if name],
-        engine=_cut(facts.engine, MAX_WORD),
-        agentVersion=_cut(facts.agent_version, MAX_WORD),
-        modelName=_cut(facts.model_name, MAX_WORD),
+        arch=cut(facts.arch, MAX_WORD),
+        os=cut(facts.os, MAX_WORD),
+        cores=within(facts.cores, 2**31 - 1),
+        memoryBytes=within(facts.memory_bytes, EXACT),
+        simd=[cut(name, MAX_WORD) for name in facts.simd[:MAX_LISTED] if name],
+        providers=[cut(name, MAX_WORD) for name in facts.providers[:MAX_LISTED] if name],
+        engine=cut(facts.engine, MAX_WORD),
+        agentVersion=cut(facts.agent_version, MAX_WORD),
+        modelName=cut(facts.model_name, MAX_WORD),
     )
 
 
 def _vitals(vitals: Vitals) -> Status:
-    battery, available = _finite(vitals.battery_percent), vitals.memory_available_bytes
-    load, heat = _finite(vitals.load1), _finite(vitals.temperature_celsius)
-    return _present(
+    battery, available = finite(vitals.battery_percent), vitals.memory_available_bytes
+    load, heat = finite(vitals.load1), finite(vitals.temperature_celsius)
+    return present(
         load1=None if load is None else f"{max(0.0, load):.2f}",
-        memoryAvailableBytes=None if available is None else _count(available, EXACT),
-        batteryPercent=None if battery is None else _count(round(battery), 100),
+        memoryAvailableBytes=None if available is None else within(available, EXACT),
+        batteryPercent=None if battery is None else within(round(battery), 100),
         charging=vitals.charging,
         temperatureCelsius=None if heat is None else f"{heat:.1f}",
         network=vitals.network.value,
     )
-
-
-# Small things.
 
 
 def _conditions(
@@ -393,7 +451,7 @@ def _conditions(
 ) -> list[dict[str, Any]]:
     """Conditions with their times: a condition whose status did not change keeps its transition time."""
     before = {entry["type"]: entry for entry in old.get("conditions", [])}
-    written = _rfc3339(now)
+    written = rfc3339(now)
     out = []
     for claim in claims:
         earlier = before.get(claim.type, {})
@@ -403,7 +461,7 @@ def _conditions(
                 "type": str(claim.type),
                 "status": claim.status,
                 "reason": str(claim.reason),
-                "message": _cut_bytes(claim.message, MAX_MESSAGE_BYTES),
+                "message": cut_bytes(claim.message, MAX_MESSAGE_BYTES),
                 "lastTransitionTime": earlier["lastTransitionTime"] if unchanged else written,
                 "observedGeneration": generation,
             }
@@ -422,59 +480,9 @@ def _held(old: Mapping[str, Any], condition: JobCondition) -> bool:
     return any(entry["type"] == condition and entry["status"] == "True" for entry in old.get("conditions", []))
 
 
-def _present(**members: Any) -> Status:
-    """A mapping without what is not known.
-
-    Empty text counts as unknown: kube-apiserver 1.20, when built with a newer Go than it was made for, takes
-    it for null and refuses the whole status.
-    """
-    return {name: value for name, value in members.items() if value is not None and value != ""}
-
-
 def _sentence(explanation: Explanation) -> str:
-    # Never empty: see `_present`.
+    # Never empty: see `readings.present`.
     message = explanation.message or explanation.reason
     if explanation.field and not message.startswith(explanation.field):
         return f"{explanation.field}: {message}"
     return message
-
-
-def _rate(items_per_second: float) -> str:
-    """Three digits are worth showing; what is measured in thousands needs no fraction."""
-    rate = min(max(0.0, items_per_second), MAX_RATE)
-    return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 10 else f"{rate:.2f}"
-
-
-def _time(seconds: float) -> str | None:
-    return _rfc3339(datetime.fromtimestamp(seconds, UTC)) if seconds else None
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _finite(reading: float | None) -> float | None:
-    """A reading, or None if it is none that a sensor can give."""
-    return reading if reading is not None and abs(reading) < MAX_RATE else None
-
-
-def _count(value: int, limit: int) -> int:
-    return min(limit, max(0, value))
-
-
-def _cut(text: str, characters: int) -> str:
-    return text[:characters]
-
-
-def _cut_bytes(text: str, limit: int) -> str:
-    encoded = text.encode()
-    if len(encoded) <= limit:
-        return text
-    return encoded[: limit - 3].decode(errors="ignore") + "..."
-
-
-def _cut_list(text: str) -> str:
-    """A text of shard numbers that fits the schema, cut after a whole entry if it must be."""
-    if len(text) <= MAX_COMPLETED_TEXT:
-        return text
-    return text[: MAX_COMPLETED_TEXT - len(TRUNCATED) + 1].rpartition(",")[0] + TRUNCATED

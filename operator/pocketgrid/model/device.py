@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pocketgrid.model.ids import DeviceName, ModelDigest
+from pocketgrid.model.money import PriceList
 from pocketgrid.model.selectors import LabelSelector, Taint
 
 LABEL_PREFIX = "pocketgrid.dev/"
@@ -155,10 +156,17 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class HardwareClass:
-    """A named set of nodes, written by the platform team."""
+    """A named set of nodes, written by the platform team.
+
+    Attributes:
+        price: None: nothing is paid.
+        numerics: numerics class of all its devices; empty: derived from what each says of itself.
+    """
 
     name: str
     selector: LabelSelector
+    price: PriceList | None = None
+    numerics: str = ""
 
 
 LABEL_CHARACTERS = 63

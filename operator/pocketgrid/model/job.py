@@ -8,8 +8,10 @@ from enum import StrEnum
 from pocketgrid.model.decoding import Affine, BytesDecode, ImageDecode
 from pocketgrid.model.device import AgentFeature
 from pocketgrid.model.ids import JobUid, ModelDigest
+from pocketgrid.model.money import Budget
 from pocketgrid.model.selectors import Toleration
 from pocketgrid.model.tensors import ModelSignature
+from pocketgrid.model.trust import DataClass, Verification
 
 
 class InputFormat(StrEnum):
@@ -180,12 +182,14 @@ class Placement:
     Attributes:
         hardware_classes: any of these; empty means every device.
         max_nodes: at most so many devices at once; 0 means no limit.
+        data_class: how far model and data may go.
     """
 
     hardware_classes: tuple[str, ...] = ()
     node_selector: tuple[tuple[str, str], ...] = ()
     tolerations: tuple[Toleration, ...] = ()
     max_nodes: int = 0
+    data_class: DataClass = DataClass.PUBLIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +225,7 @@ class JobSpec:
     """Everything a user said, in the grid's own words.
 
     Attributes:
+        budget: what it may cost; None: no limit.
         created: seconds since the Unix epoch; older jobs go first among equals.
     """
 
@@ -233,6 +238,8 @@ class JobSpec:
     placement: Placement = Placement()
     sharding: Sharding = Sharding()
     limits: Limits = Limits()
+    verification: Verification = field(default_factory=Verification)
+    budget: Budget | None = None
     priority: int = 0
     suspend: bool = False
     created: float = 0.0

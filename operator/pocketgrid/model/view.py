@@ -9,6 +9,7 @@ from enum import StrEnum
 from pocketgrid.model.device import DeviceIdentity, Restraint, Vitals
 from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
 from pocketgrid.model.job import JobSpec
+from pocketgrid.model.trust import TrustTier
 
 
 class Stage(StrEnum):
@@ -42,6 +43,40 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
+class VerificationView:
+    """How far a job's results can be believed.
+
+    Attributes:
+        rows_verified: rows that are final.
+        rows_checked: rows that somebody else computed again.
+        disagreement_rate: share of these that came out otherwise, 0 to 1.
+        redundancy: items computed for each item needed, at least 1.
+        wrong_rows_upper_bound: with 95 % confidence; None while nothing can be said.
+    """
+
+    rows_verified: int
+    rows_checked: int
+    disagreement_rate: float
+    redundancy: float
+    wrong_rows_upper_bound: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CostView:
+    """What a job costs, in micro-units.
+
+    Attributes:
+        spent_micro: paid for rows that are final.
+        escrow_micro: set aside for rows that are committed and not yet final.
+        limit_micro: what it may cost; None: no limit.
+    """
+
+    spent_micro: int
+    escrow_micro: int
+    limit_micro: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JobView:
     """One job at one moment.
 
@@ -57,6 +92,8 @@ class JobView:
         started, finished: seconds since the Unix epoch, 0 if not yet.
         attempts_lost: attempts whose device vanished, ran late or failed; never held against the job.
         copies: second copies handed out for stragglers.
+        verification: None of a job that is not verified.
+        cost: None while nothing has a price.
     """
 
     spec: JobSpec
@@ -80,6 +117,8 @@ class JobView:
     copies: int = 0
     duplicates: int = 0
     manifest_uri: str = ""
+    verification: VerificationView | None = None
+    cost: CostView | None = None
 
     @property
     def uid(self) -> JobUid:
@@ -98,6 +137,36 @@ class Presence(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TrustView:
+    """What a device's results have proved to be, over all jobs. Times are seconds since the Unix epoch.
+
+    Attributes:
+        verified_items: its items that became final.
+        disagreements: its items that were computed again and came out otherwise.
+        since: when its present history began; 0 if unknown.
+        caught: when it was last caught with wrong results; 0 if never.
+    """
+
+    verified_items: int
+    disagreements: int
+    since: float = 0.0
+    caught: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EarningsView:
+    """What a device has earned over all jobs, in micro-units.
+
+    Attributes:
+        earned_micro: for items that are final.
+        provisional_micro: for items that are committed and not yet final.
+    """
+
+    earned_micro: int
+    provisional_micro: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceView:
     """One device at one moment.
 
@@ -110,6 +179,9 @@ class DeviceView:
         leased_shards: handed out and unanswered.
         last_seen: seconds since the Unix epoch.
         items_done: items committed from this device since the engine started.
+        tier: whose it is.
+        trust: None if none of its results was ever verified.
+        earnings: None if it never earned anything.
     """
 
     identity: DeviceIdentity
@@ -124,6 +196,9 @@ class DeviceView:
     jobs: tuple[JobUid, ...] = ()
     peak_speeds: Mapping[ModelDigest, float] = field(default_factory=dict)
     restraint: Restraint = field(default_factory=Restraint)
+    tier: TrustTier = TrustTier.PUBLIC
+    trust: TrustView | None = None
+    earnings: EarningsView | None = None
 
     @property
     def name(self) -> DeviceName:

@@ -51,8 +51,17 @@ JOB: dict[str, Any] = {
             "nodeSelector": {"pocketgrid.dev/owner": "lab"},
             "tolerations": [{"key": "slow", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}],
             "maxNodes": 20,
+            "dataClass": "Internal",
         },
         "sharding": {"itemsPerShard": 256, "leaseSeconds": 10},
+        "verification": {
+            "mode": "Quorum",
+            "quorum": 3,
+            "comparator": {"cosine": {"minimum": "0.999"}},
+            "maxErrorRate": "0.0005",
+            "auditFloor": "0.02",
+        },
+        "budget": {"limit": "12.5", "action": "Warn"},
         "backoffLimitPerShard": 2,
         "maxFailedItems": 100,
         "activeDeadlineSeconds": 3600,
@@ -125,7 +134,12 @@ def decoding_image(**changes: Any) -> dict[str, Any]:
     return decoding(image={"width": 224, "height": 224, "resize": "Cover", **changes})
 
 
+def comparing(**comparator: Any) -> dict[str, Any]:
+    return {"spec.verification.comparator": comparator}
+
+
 _DECODE = "spec.input.columns[0].decode"
+_VERIFICATION = "spec.verification"
 REFUSALS = (
     Refusal("a mode that does not exist yet", {"spec.mode": "Service"}, "spec.mode"),
     Refusal("suspend as text", {"spec.suspend": "yes"}, "spec.suspend"),
@@ -288,6 +302,35 @@ REFUSALS = (
             structural=False),
     Refusal("a minimum beyond the window", decoding(bytes={"beginning": 8, "minimum": 9}), f"{_DECODE}.bytes",
             "MinimumBeyondBeginning", structural=False),
+    Refusal("an unknown data class", {"spec.placement.dataClass": "Secret"}, "spec.placement.dataClass"),
+    Refusal("an unknown way to verify", {"spec.verification.mode": "Trust"}, f"{_VERIFICATION}.mode"),
+    Refusal("a quorum of one", {f"{_VERIFICATION}.quorum": 1}, f"{_VERIFICATION}.quorum"),
+    Refusal("a quorum of everybody", {f"{_VERIFICATION}.quorum": 16}, f"{_VERIFICATION}.quorum"),
+    Refusal("a quorum for audits", {f"{_VERIFICATION}.mode": "Audit"}, _VERIFICATION, "QuorumOfAnotherMode",
+            structural=False),
+    Refusal("a quorum for nothing", {f"{_VERIFICATION}.mode": GONE}, _VERIFICATION, "QuorumOfAnotherMode",
+            structural=False),
+    Refusal("no error at all", {f"{_VERIFICATION}.maxErrorRate": "0.0"}, f"{_VERIFICATION}.maxErrorRate", "NotAShare",
+            structural=False),
+    Refusal("more audits than items", {f"{_VERIFICATION}.auditFloor": "1.01"}, f"{_VERIFICATION}.auditFloor",
+            "NotAShare", structural=False),
+    Refusal("a rate as a number", {f"{_VERIFICATION}.maxErrorRate": 0.001}, f"{_VERIFICATION}.maxErrorRate"),
+    Refusal("a rate with an exponent", {f"{_VERIFICATION}.maxErrorRate": "1e-3"}, f"{_VERIFICATION}.maxErrorRate"),
+    Refusal("two comparators", comparing(cosine={"minimum": "1"}, topK={}), f"{_VERIFICATION}.comparator",
+            "SeveralComparators", structural=False),
+    Refusal("a tolerance of nothing", comparing(allClose={"rtol": "0.0"}), f"{_VERIFICATION}.comparator.allClose",
+            "NoTolerance", structural=False),
+    Refusal("a tolerance of everything", comparing(allClose={"rtol": "1"}), f"{_VERIFICATION}.comparator.allClose.rtol",
+            "ToleratesEverything", structural=False),
+    Refusal("a negative tolerance", comparing(allClose={"atol": "-1"}), f"{_VERIFICATION}.comparator.allClose.atol"),
+    Refusal("a cosine of nothing", comparing(cosine={}), f"{_VERIFICATION}.comparator.cosine.minimum", "MissingField"),
+    Refusal("the best of no class", comparing(topK={"k": 0}), f"{_VERIFICATION}.comparator.topK.k"),
+    Refusal("no money", {"spec.budget.limit": "0.000000"}, "spec.budget.limit", "NoMoney", structural=False),
+    Refusal("less than a millionth", {"spec.budget.limit": "0.0000001"}, "spec.budget.limit"),
+    Refusal("a debt", {"spec.budget.limit": "-1"}, "spec.budget.limit"),
+    Refusal("money as a number", {"spec.budget.limit": 12}, "spec.budget.limit"),
+    Refusal("a budget of no limit", {"spec.budget": {}}, "spec.budget.limit", "MissingField"),
+    Refusal("an unknown end of a budget", {"spec.budget.action": "Beg"}, "spec.budget.action"),
     Refusal("padding beyond 16 bits", decoding(bytes={"end": 1, "padding": 65_536}), f"{_DECODE}.bytes.padding"),
 )  # fmt: skip
 
@@ -298,10 +341,9 @@ UNKNOWN_FIELDS = (
     ("spec.output.postprocess[0].outputs", "did you mean output?"),
     ("spec.placement.tolerations[0].tolerationSeconds", "known are effect, key, operator, value"),
     # Fields of later parts must not be accepted and ignored.
-    ("spec.verification", "unknown field"),
     ("spec.slo", "unknown field"),
-    ("spec.budget", "unknown field"),
-    ("spec.placement.dataClass", "unknown field"),
+    ("spec.verification.comparator.cosine.min", "did you mean minimum?"),
+    ("spec.verification.comparator.exact", "known are allClose, cosine, topK"),
 )
 
 HARDWARE_CLASS: dict[str, Any] = {
@@ -310,6 +352,8 @@ HARDWARE_CLASS: dict[str, Any] = {
     "metadata": {"name": "phones"},
     "spec": {
         "description": "Phones.",
+        "numericsClass": "arm64-neon",
+        "price": {"perItem": "0.0004", "models": [{"sha256": DIGEST, "perItem": "1"}]},
         "nodeSelector": {
             "matchLabels": {"pocketgrid.dev/os": "android"},
             "matchExpressions": [{"key": "pocketgrid.dev/kind", "operator": "In", "values": ["phone"]}],

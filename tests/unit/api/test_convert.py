@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from pocketgrid.api.convert import resolve_uris, to_hardware_class, to_job_spec, ttl_seconds
+from pocketgrid.api.convert import resolve_uris, tier_of, to_hardware_class, to_job_spec, ttl_seconds
 from pocketgrid.api.validation import validate
 from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.job import (
@@ -28,7 +28,9 @@ from pocketgrid.model.job import (
     Sharding,
     TokenizerRef,
 )
+from pocketgrid.model.money import Budget, BudgetAction, PriceList
 from pocketgrid.model.selectors import Toleration
+from pocketgrid.model.trust import Comparator, ComparatorKind, DataClass, TrustTier, Verification, VerificationMode
 from tests.unit.api.manifests import DIGEST, GONE, HARDWARE_CLASS, JOB, changed, job, minimal_job
 from tests.unit.api.test_validation import SPECS
 
@@ -58,9 +60,18 @@ def test_every_field_arrives_where_it_belongs() -> None:
             node_selector=(("pocketgrid.dev/owner", "lab"),),
             tolerations=(Toleration("slow", "Equal", "yes", "NoSchedule"),),
             max_nodes=20,
+            data_class=DataClass.INTERNAL,
         ),
         sharding=Sharding(items_per_shard=256, lease_seconds=10.0),
         limits=Limits(backoff_limit_per_shard=2, max_failed_items=100, active_deadline_s=3600),
+        verification=Verification(
+            mode=VerificationMode.QUORUM,
+            quorum=3,
+            comparator=Comparator(ComparatorKind.COSINE, minimum=0.999),
+            max_error_rate=0.0005,
+            audit_floor=0.02,
+        ),
+        budget=Budget(12_500_000, BudgetAction.WARN),
         priority=7,
         suspend=False,
         created=1795410000.0,
@@ -78,6 +89,29 @@ def test_defaults_are_what_the_descriptions_say() -> None:
     assert spec.sharding == Sharding(items_per_shard=0, lease_seconds=5.0)
     assert spec.limits == Limits(backoff_limit_per_shard=3, max_failed_items=None, active_deadline_s=0)
     assert (spec.priority, spec.suspend) == (0, False)
+    assert spec.verification == Verification()
+    assert (spec.verification.wanted, spec.verification.quorum) == (False, 2)
+    assert (spec.verification.max_error_rate, spec.verification.audit_floor) == (0.001, 0.01)
+    assert spec.placement.data_class is DataClass.PUBLIC
+    assert spec.budget is None
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ({}, Comparator()),
+        ({"allClose": {"rtol": "0.001"}}, Comparator(ComparatorKind.ALL_CLOSE, rtol=0.001, atol=0.0)),
+        ({"allClose": {"atol": "2"}}, Comparator(ComparatorKind.ALL_CLOSE, rtol=0.0, atol=2.0)),
+        ({"topK": {}}, Comparator(ComparatorKind.TOP_K, k=1, margin=0.0)),
+        ({"topK": {"k": 5, "margin": "0.25"}}, Comparator(ComparatorKind.TOP_K, k=5, margin=0.25)),
+    ],
+)
+def test_comparators_are_read(written: dict[str, Any], read: Comparator) -> None:
+    assert to_job_spec(job({"spec.verification.comparator": written})).verification.comparator == read
+
+
+def test_a_budget_stops_the_job_unless_it_says_otherwise() -> None:
+    assert to_job_spec(job({"spec.budget": {"limit": "3"}})).budget == Budget(3_000_000, BudgetAction.STOP)
 
 
 def test_the_default_length_of_texts_is_256_tokens() -> None:
@@ -260,3 +294,29 @@ def test_a_bad_hardware_class_is_refused() -> None:
         to_hardware_class(changed(HARDWARE_CLASS, {"spec.nodeSelector": {"matchLables": {}}}))
     assert caught.value.field == "spec.nodeSelector.matchLables"
     assert "did you mean matchLabels?" in str(caught.value)
+
+
+def test_a_hardware_class_has_prices_and_may_have_a_numerics_class() -> None:
+    read = to_hardware_class(HARDWARE_CLASS)
+    assert read.price == PriceList(400, {DIGEST: 1_000_000})
+    assert (read.price.price_micro(DIGEST), read.price.price_micro("f" * 64)) == (1_000_000, 400)
+    assert read.numerics == "arm64-neon"
+    bare = to_hardware_class(changed(HARDWARE_CLASS, {"spec.price": GONE, "spec.numericsClass": GONE}))
+    assert (bare.price, bare.numerics) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "tier"),
+    [
+        ({"tier": "Owned"}, TrustTier.OWNED),
+        ({"tier": "Vetted"}, TrustTier.VETTED),
+        ({"tier": "Public"}, TrustTier.PUBLIC),
+        ({}, TrustTier.PUBLIC),
+        ({"tier": "owned"}, TrustTier.PUBLIC),
+        ({"tier": 2}, TrustTier.PUBLIC),
+        ({"tier": None}, TrustTier.PUBLIC),
+        (None, TrustTier.PUBLIC),
+    ],
+)
+def test_a_device_is_anybodys_unless_its_record_clearly_says_otherwise(spec: Any, tier: TrustTier) -> None:
+    assert tier_of({"spec": spec}) is tier

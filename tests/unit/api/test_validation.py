@@ -111,6 +111,9 @@ IMMUTABLE = (
     {"spec.sharding.itemsPerShard": GONE},
     {"spec.sharding.leaseSeconds": 5},
     {"spec.sharding": GONE},
+    {"spec.verification.quorum": 5},
+    {"spec.verification.auditFloor": "0.05"},
+    {"spec.verification": GONE},
 )
 MUTABLE: tuple[dict[str, Any], ...] = (
     {},
@@ -118,6 +121,9 @@ MUTABLE: tuple[dict[str, Any], ...] = (
     {"spec.priority": -1},
     {"spec.placement": GONE},
     {"spec.placement.maxNodes": 1},
+    {"spec.placement.dataClass": "Confidential"},
+    {"spec.budget.limit": "99"},
+    {"spec.budget": GONE},
     {"spec.backoffLimitPerShard": GONE},
     {"spec.maxFailedItems": GONE, "spec.activeDeadlineSeconds": 1, "spec.ttlSecondsAfterFinished": GONE},
 )
@@ -161,6 +167,11 @@ URIS = st.sampled_from(["file:///a", "s3://b/c", "file://a", "relative", "", "zi
 NAMES = st.sampled_from(["a", "b", "", "x" * 257, "ü", None])
 
 
+DECIMALS = st.sampled_from(
+    ["0", "0.00", "0.5", "1", "1.0", "1.0000001", "99999999999999999999999999999999", "-1", ".5", 1]
+)
+
+
 def some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({}, optional=fields)
 
@@ -186,7 +197,20 @@ SPECS = some(
             max_size=2,
         ),
         maxNodes=st.integers(-1, 2),
+        dataClass=st.sampled_from(["Public", "Confidential", "public"]),
     ),
+    verification=some(
+        mode=st.sampled_from(["None", "Audit", "Quorum", "Adaptive", "Some"]),
+        quorum=st.sampled_from([1, 2, 15, 16, "2"]),
+        comparator=some(
+            allClose=some(rtol=DECIMALS, atol=DECIMALS),
+            cosine=some(minimum=DECIMALS),
+            topK=some(k=st.integers(0, 1025)),
+        ),
+        maxErrorRate=DECIMALS,
+        auditFloor=DECIMALS,
+    ),
+    budget=some(limit=st.sampled_from(["1", "0.0", "0.000001", "0.0000001", "1000000000"]), action=st.just("Stop")),
     sharding=some(itemsPerShard=st.sampled_from([1, 0, 10_000_000, 10_000_001]), leaseSeconds=st.integers(0, 2)),
 ).flatmap(
     lambda spec: st.fixed_dictionaries(
@@ -263,6 +287,10 @@ CLASS_SCHEMA = apiserver.schema_of("hardwareclasses")
         ({"spec.nodeSelector.matchExpressions[0].operator": "Exists"}, "spec.nodeSelector.matchExpressions[0]",
          "ValuesAndOperator", False),
         ({"metadata.name": "x" * 64}, "", "NameTooLong", False),
+        ({"spec.price.perItem": "0.0000001"}, "spec.price.perItem", "InvalidField", True),
+        ({"spec.price.models[0].sha256": "abc"}, "spec.price.models[0].sha256", "InvalidField", True),
+        ({"spec.price.models": [{"sha256": DIGEST, "perItem": "1"}] * 2}, "spec.price.models", "Duplicate", True),
+        ({"spec.numericsClass": "a b"}, "spec.numericsClass", "InvalidField", True),
     ],
 )  # fmt: skip
 def test_a_hardware_class_is_refused(changes: dict[str, Any], field: str, reason: str, structural: bool) -> None:

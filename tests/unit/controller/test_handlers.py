@@ -30,7 +30,7 @@ def test_kopf_never_kills_the_process() -> None:
 
 
 def test_the_immutable_fields_are_those_of_the_api() -> None:
-    assert set(IMMUTABLE) == {"model", "input", "output", "sharding"}
+    assert set(IMMUTABLE) == {"model", "input", "output", "sharding", "verification"}
 
 
 @pytest.mark.parametrize("endpoint", ["https://0.0.0.0:1/x", "http://0.0.0.0/x", "8080"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -31,7 +32,17 @@ from pocketgrid.model.device import (
     Vitals,
 )
 from pocketgrid.model.ranges import IndexSet
-from pocketgrid.model.view import DeviceView, Explanation, JobView, Presence, Stage
+from pocketgrid.model.view import (
+    CostView,
+    DeviceView,
+    EarningsView,
+    Explanation,
+    JobView,
+    Presence,
+    Stage,
+    TrustView,
+    VerificationView,
+)
 from tests.unit.api import apiserver
 from tests.unit.api.manifests import JOB
 
@@ -61,6 +72,8 @@ RUNNING = JobView(
     attempts_lost=2,
     copies=1,
     duplicates=4,
+    verification=VerificationView(1100, 60, 1 / 60, 1.0512, 2.2),
+    cost=CostView(spent_micro=440_000, escrow_micro=40_000, limit_micro=12_500_000),
 )
 NO_NODES = Explanation("NoReadyNodes", "no Node of class phones is ready")
 FULL_DISK = Explanation("DiskFull", "no space left where the results go")
@@ -87,6 +100,7 @@ VIEWS = {
     "admitting, storage unreachable": JobView(spec=SPEC, stage=Stage.ADMITTING, trouble=FULL_DISK),
     "refused": JobView(spec=SPEC, stage=Stage.REFUSED, explanation=BAD_DIGEST),
     "working": RUNNING,
+    "verifying": replace(RUNNING, items_done=3000, shards_done=300),
     "no ready node": replace(RUNNING, obstacle=NO_NODES, devices={}),
     "disk full": replace(RUNNING, trouble=FULL_DISK),
     "disk full and no ready node": replace(RUNNING, trouble=FULL_DISK, obstacle=NO_NODES),
@@ -121,7 +135,7 @@ def assert_kept(plural: str, status: dict[str, Any]) -> None:
     """The API server would store every field, and complain about none."""
     as_stored = json.loads(json.dumps(status))
     assert apiserver.pruned(SCHEMAS[plural], as_stored) == as_stored
-    # Some servers take an empty text for null (see `_present`).
+    # Some servers take an empty text for null (see `readings.present`).
     assert "" not in scalars(status)
     assert list(apiserver.structural_problems(SCHEMAS[plural], as_stored)) == []
 
@@ -152,6 +166,7 @@ def kstatus(object_generation: int, status: Mapping[str, Any]) -> Literal["Curre
         ("disk full", "True", "True", "False", "DiskFull", "Failed"),
         ("disk full and no ready node", "True", "False", "False", "DiskFull", "Failed"),
         ("suspended", "True", "False", "False", "Suspended", "Current"),
+        ("verifying", "True", "True", "True", "Verifying", "InProgress"),
         ("finishing", "True", "False", "True", "Finishing", "InProgress"),
         ("finishing, disk full", "True", "False", "False", "DiskFull", "Failed"),
         ("complete", "True", "False", "False", "Completed", "Current"),
@@ -204,7 +219,7 @@ def test_the_obstacle_explains_placed_while_trouble_explains_the_rest() -> None:
 
 def test_the_numbers_of_a_running_job() -> None:
     status = job_status(RUNNING, None, 1, NOW)
-    assert {key: value for key, value in status.items() if key != "conditions"} == {
+    assert {key: value for key, value in status.items() if key not in ("conditions", "verification", "cost")} == {
         "observedGeneration": 1,
         "items": {"total": 3000, "done": 1200, "failed": 3},
         "shards": {"total": 300, "done": 120, "active": 6, "itemsPerShard": 10},
@@ -348,7 +363,30 @@ def worst_job(completed: str) -> JobView:
         trouble=long,
         obstacle=long,
         manifest_uri="file:///" + "m" * 2040,
+        verification=VerificationView(2**60, 2**60, 1.0, 1e18, 1e18),
+        cost=CostView(10**18, 10**18, 10**18),
     )
+
+
+def test_what_is_verified_and_what_it_costs_is_said_in_whole_rows_and_exact_money() -> None:
+    status = job_status(RUNNING, None, 1, NOW)
+    assert status["verification"] == {
+        "rowsVerified": 1100,
+        "rowsChecked": 60,
+        "disagreementRate": "0.016667",
+        "redundancy": "1.0512",
+        "wrongRowsUpperBound95": 3,
+    }
+    assert status["cost"] == {"spent": "0.44", "escrow": "0.04", "limit": "12.50"}
+    unverified = job_status(replace(RUNNING, verification=None, cost=CostView(0, 0)), None, 1, NOW)
+    assert "verification" not in unverified
+    assert unverified["cost"] == {"spent": "0.00", "escrow": "0.00"}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1.0])
+def test_figures_of_verification_that_are_none_do_not_block_the_status(number: float) -> None:
+    view = replace(RUNNING, verification=VerificationView(1, 1, number, number, number))
+    assert_kept("inferencejobs", job_status(view, None, 1, NOW))
 
 
 def test_the_status_of_a_million_shards_stays_below_32_kib() -> None:
@@ -424,6 +462,8 @@ DEVICE = DeviceView(
     leased_shards=3,
     last_seen=NOW.timestamp(),
     items_done=1200,
+    trust=TrustView(1100, 2, since=NOW.timestamp() - 3600, caught=NOW.timestamp() - 7200),
+    earnings=EarningsView(earned_micro=440_000, provisional_micro=40_001),
 )
 
 
@@ -459,6 +499,13 @@ def test_the_status_of_a_device() -> None:
         ],
         "leasedShards": 3,
         "itemsDone": 1200,
+        "trust": {
+            "verifiedItems": 1100,
+            "disagreements": 2,
+            "since": "2026-11-23T11:00:00Z",
+            "caughtTime": "2026-11-23T10:00:00Z",
+        },
+        "earnings": {"earned": "0.44", "provisional": "0.040001"},
         "lastSeenTime": "2026-11-23T12:00:00Z",
         "bootID": "b00t",
         "conditions": [

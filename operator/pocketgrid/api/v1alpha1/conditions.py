@@ -48,6 +48,8 @@ class JobReason(StrEnum):
     ADMITTED = "Admitted"
     NODES_READY = "NodesReady"
     WORKING = "Working"
+    VERIFYING = "Verifying"
+    """All shards are committed, and checks are under way that could take some of them back."""
     FINISHING = "Finishing"
     SUSPENDED = "Suspended"
     NOT_SUSPENDED = "NotSuspended"

@@ -1,6 +1,6 @@
 """EdgeNode: the grid's own record of one device, beside the Kubernetes Node of the same name.
 
-The operator creates it when a device first attaches. Only `spec.owner` is for people to edit.
+The operator creates it when a device first attaches. `spec.owner` and `spec.tier` are for people to edit.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pocketgrid.api.v1alpha1.meta import (
     Word,
     condition_path,
 )
+from pocketgrid.api.v1alpha1.verification import Money
 
 MAX_LISTED = 64
 """Entries of each list in the status."""
@@ -38,6 +39,11 @@ class EdgeNodeSpec(ApiModel):
     owner: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")]
     """Who is responsible for the device. Set from what the device was enrolled with; administrators may change
     it. Also the value of the Node's label pocketgrid.dev/owner."""
+
+    tier: Literal["Public", "Vetted", "Owned"] = "Public"
+    """Whose the device is, which decides how confidential the data may be that it gets. Public: anybody's. Vetted:
+    somebody vouches for it. Owned: our own. Set by administrators; a device cannot say so itself. Lowering it takes
+    work back at once that the device may no longer have."""
 
     node_name: Annotated[str, Field(max_length=253)] | None = None
     """Name of the existing Node the device runs on, if it has a kubelet. Absent: it has none, and the gateway
@@ -114,6 +120,32 @@ class Speed(ApiModel):
     """The most it reached since the operator started. A device that sustains much less gets hot."""
 
 
+class Trust(ApiModel):
+    """What the device's results have proved to be, over all jobs."""
+
+    verified_items: Count64
+    """Items of the device that became final."""
+
+    disagreements: Count64
+    """Items of the device that were computed again and came out otherwise."""
+
+    since: Time | None = None
+    """When its present history began: when it first worked, was caught, or changed its engine or hardware."""
+
+    caught_time: Time | None = None
+    """When it was last caught with wrong results. Absent: never."""
+
+
+class Earnings(ApiModel):
+    """What the device has earned for its owner, in the grid's currency, over all jobs."""
+
+    earned: Money
+    """For items that are final."""
+
+    provisional: Money
+    """For items that are committed and not yet final; void if the device is caught."""
+
+
 class EdgeNodeStatus(ApiModel):
     """What is the case."""
 
@@ -147,6 +179,12 @@ class EdgeNodeStatus(ApiModel):
     """Items committed from this device. What an operator that was killed had not yet published is missing; the commit
     logs of the jobs have exact figures."""
 
+    trust: Trust | None = None
+    """What the device's results have proved to be. Absent: none was ever verified."""
+
+    earnings: Earnings | None = None
+    """What the device has earned. Absent: nothing yet."""
+
     last_seen_time: Time | None = None
     """When the device was last heard from."""
 
@@ -178,6 +216,9 @@ class EdgeNode(Kind):
             Column("Done", ".status.itemsDone", "Items committed from it.", "integer"),
             Column("Age", ".metadata.creationTimestamp", "Time since it was created.", "date"),
             Column("Reason", condition_path(READY, "reason"), "Why it is ready or not.", wide=True),
+            Column("Tier", ".spec.tier", "Whose it is.", wide=True),
+            Column("Verified", ".status.trust.verifiedItems", "Items that became final.", "integer", wide=True),
+            Column("Earned", ".status.earnings.earned", "Pay for items that are final.", wide=True),
             Column("Arch", ".status.facts.arch", "Processor architecture.", wide=True),
             Column("Cores", ".status.facts.cores", "Processor cores.", "integer", wide=True),
             Column("Battery", ".status.vitals.batteryPercent", "Charge in percent.", "integer", wide=True),

@@ -17,9 +17,11 @@ from pocketgrid.api.v1alpha1.meta import (
     Kind,
     Resource,
     Rule,
+    Sha256,
     Unique,
     condition_path,
 )
+from pocketgrid.api.v1alpha1.verification import Money
 
 LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
 
@@ -63,12 +65,42 @@ class NodeSelector(ApiModel):
     """Conditions on the Node's labels. Absent or empty: no condition."""
 
 
+class ModelPrice(ApiModel):
+    """What an item of one model is worth."""
+
+    sha256: Sha256
+    """SHA-256 of the model file."""
+
+    per_item: Money
+    """Pay for one verified item, in the grid's currency."""
+
+
+class Price(ApiModel):
+    """What the owners of devices in the class are paid for verified work. Every replica that agreed is paid alike."""
+
+    per_item: Money = "0"
+    """Pay for one verified item, in the grid's currency, such as 0.0004; down to a millionth of its unit."""
+
+    models: Annotated[tuple[ModelPrice, ...], Field(max_length=256), Unique("sha256")] = ()
+    """Models that have a price of their own."""
+
+
 class HardwareClassSpec(ApiModel):
-    """Which Nodes belong to the class."""
+    """Which Nodes belong to the class, and what holds for all of them."""
 
     node_selector: NodeSelector
     """Selects Nodes by their labels. The grid labels the Nodes of devices with pocketgrid.dev/kind, .../os and
     .../owner, and with kubernetes.io/arch and kubernetes.io/os."""
+
+    price: Price | None = None
+    """What verified work is paid. Absent: nothing. A job's prices are those at the time it began."""
+
+    numerics_class: (
+        Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")] | None
+    ) = None
+    """Devices of one numerics class compute the same bits; results of two classes are compared only where a
+    ToleranceProfile says how. Absent: derived from what each device says of its processor and inference engine, which
+    is the safe choice. State one only for machines known to be alike."""
 
     description: Annotated[str, Field(max_length=1024)] | None = None
     """What the class is meant for, for people."""

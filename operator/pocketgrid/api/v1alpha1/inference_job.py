@@ -33,6 +33,7 @@ from pocketgrid.api.v1alpha1.meta import (
     Uri,
     condition_path,
 )
+from pocketgrid.api.v1alpha1.verification import Budget, Verification
 from pocketgrid.model.job import Compression, InputFormat, Operation, OutputFormat
 
 NEW_JOB = "create a new InferenceJob instead"
@@ -278,6 +279,10 @@ class Placement(ApiModel):
     max_nodes: PositiveInt32 | None = None
     """At most this many devices work on the job at once. Absent: no limit."""
 
+    data_class: Literal["Public", "Internal", "Confidential"] = "Public"
+    """How far model and data may go. Public: to any device. Internal: to devices of tier Vetted or Owned. Confidential:
+    to devices of tier Owned. The tier is spec.tier of the device's EdgeNode; a device without one counts as Public."""
+
 
 class Sharding(ApiModel):
     """How items are grouped for hand-out, commit and retry."""
@@ -336,6 +341,12 @@ class InferenceJobSpec(ApiModel):
     sharding: Annotated[Sharding, Immutable(NEW_JOB)] = Sharding()
     """How items are grouped. Absent: automatically. Cannot be changed."""
 
+    verification: Annotated[Verification, Immutable(NEW_JOB)] = Verification()
+    """How results are verified. Absent: not at all, and nobody is paid. Cannot be changed."""
+
+    budget: Budget | None = None
+    """What the job may cost. Absent: no limit. May be changed while it runs."""
+
     backoff_limit_per_shard: Count32 = 3
     """How often the items of one shard may be to blame for a failure before they are given up as failed items.
     A device that vanishes, runs flat or is too slow never counts."""
@@ -374,6 +385,8 @@ class InferenceJob(Kind):
             Column("Active", ".status.shards.active", "Shards handed out.", "integer", wide=True),
             Column("Lost", ".status.attempts.lost", "Attempts lost with their device.", "integer", wide=True),
             Column("Classes", ".status.placement.classes[*].hardwareClass", "Classes at work.", wide=True),
+            Column("Verified", ".status.verification.rowsVerified", "Rows that are final.", "integer", wide=True),
+            Column("Spent", ".status.cost.spent", "Paid for verified work.", wide=True),
             Column("Output", ".spec.output.uri", "Where the results go.", wide=True),
         ),
     )

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from pocketgrid.api.v1alpha1.conditions import Condition
 from pocketgrid.api.v1alpha1.meta import ApiModel, Count32, Count64, Decimal, Time, Unique
+from pocketgrid.api.v1alpha1.verification import Money
 
 MAX_CLASSES = 64
 """Entries of `placement.classes`."""
@@ -89,6 +90,38 @@ class Attempts(ApiModel):
     """Results that arrived for a shard which was already committed, and were not used."""
 
 
+class VerificationStatus(ApiModel):
+    """How far the results can be believed."""
+
+    rows_verified: Count64
+    """Rows that are final: no check that is still to come can take them back."""
+
+    rows_checked: Count64
+    """Rows that somebody else computed again."""
+
+    disagreement_rate: Decimal
+    """Share of the rows that were computed again and came out otherwise."""
+
+    redundancy: Decimal
+    """Items computed for each item needed; 1 is none too many."""
+
+    wrong_rows_upper_bound95: Annotated[Count64 | None, Field(alias="wrongRowsUpperBound95")] = None
+    """At most so many rows of the output are wrong, with 95 % confidence. Absent while nothing can be said."""
+
+
+class CostStatus(ApiModel):
+    """What the job costs, in the grid's currency."""
+
+    spent: Money
+    """Paid for rows that are final."""
+
+    escrow: Money
+    """Set aside for rows that are committed and not yet final."""
+
+    limit: Money | None = None
+    """The limit in spec.budget. Absent: there is none."""
+
+
 class OutputStatus(ApiModel):
     """What was written."""
 
@@ -124,6 +157,12 @@ class InferenceJobStatus(ApiModel):
 
     attempts: Attempts | None = None
     """What did not go straight."""
+
+    verification: VerificationStatus | None = None
+    """How far the results can be believed. Absent of a job that is not verified."""
+
+    cost: CostStatus | None = None
+    """What the job costs. Absent while nothing has a price."""
 
     output: OutputStatus | None = None
     """What was written. Absent until the job is Complete."""
