@@ -17,7 +17,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pocketgrid.api.convert import refusal, to_hardware_class, to_job_spec, ttl_seconds
+from pocketgrid.api.convert import refusal, tier_of, to_hardware_class, to_job_spec, ttl_seconds
 from pocketgrid.api.v1alpha1.inference_job import InferenceJobSpec
 from pocketgrid.api.v1alpha1.meta import Immutable
 from pocketgrid.api.validation import validate
@@ -26,7 +26,8 @@ from pocketgrid.controller.records import ClassRecord, EdgeRecord, JobRecord, Re
 from pocketgrid.engine.engine import Engine
 from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.device import LABEL_PREFIX
-from pocketgrid.model.ids import JobUid
+from pocketgrid.model.ids import DeviceName, JobUid
+from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import Explanation
 
 log = logging.getLogger(__name__)
@@ -139,12 +140,14 @@ class Intake:
             record.generation = metadata.get("generation", 0)
             record.owner = str(spec.get("owner") or "")
             record.node_name = str(spec.get("nodeName") or "")
+            self._engine.set_tier(DeviceName(record.name), tier_of(body))
 
     def drop_edge_node(self, name: str, uid: str) -> None:
         """An EdgeNode was deleted."""
         record = self._records.edge_nodes.get(name)
         if record is not None and record.uid == uid:
             del self._records.edge_nodes[name]
+            self._engine.set_tier(DeviceName(name), TrustTier.PUBLIC)
 
     def _job_record(self, body: Mapping[str, Any]) -> JobRecord:
         metadata = body["metadata"]

@@ -32,6 +32,7 @@ from pocketgrid.model.device import Restraint, Vitals
 from pocketgrid.model.ids import AttemptSeq, DeviceName, JobUid, ModelDigest
 from pocketgrid.model.job import ItemFailure, Verdict
 from pocketgrid.model.view import Presence
+from pocketgrid.planning.eligibility import may_receive
 from pocketgrid.planning.speed import SpeedEstimate
 from pocketgrid.worktimes import Work
 
@@ -264,7 +265,9 @@ class Attendance:
             return None
         for uid in record.orders:
             job = self._grid.active.get(uid)
-            if job is not None and job.admission is not None and job.admission.model.sha256 == digest:
+            if job is None or job.admission is None or job.admission.model.sha256 != digest:
+                continue
+            if may_receive(record.tier, job.spec.placement):
                 return job.admission.model
         return None
 

@@ -29,6 +29,7 @@ from pocketgrid.model import events as ev
 from pocketgrid.model.device import HardwareClass, NodeView
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.model.job import JobSpec
+from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import DeviceView, JobView, Stage
 from pocketgrid.settings import EngineSettings
 from pocketgrid.worktimes import Work
@@ -192,6 +193,13 @@ class Engine:
         """Which start of the device's agent may not come back; empty if none."""
         return self._grid.fleet.deregistered.get(name, "")
 
+    def set_tier(self, name: DeviceName, tier: TrustTier) -> None:
+        """Whose a device is, attached or not. What it may no longer have is taken back at once."""
+        if self._grid.fleet.set_tier(name, tier):
+            log.info("tier device=%s tier=%s", name, tier.name.title())
+            self._judge_anew(self._grid.fleet.devices[name])
+            self._grid.touch()
+
     def set_classes(self, classes: Mapping[str, HardwareClass]) -> None:
         """All hardware classes there are."""
         if self._grid.fleet.set_classes(classes):
@@ -216,11 +224,14 @@ class Engine:
 
     def _node_changed(self, name: DeviceName) -> None:
         for record in self._grid.fleet.records_on(name):
-            for job in self._grid.active.values():
-                job.eligibility.pop(record.name, None)
-                self._evict_if_barred(job, record)
-            self._grid.mark(record.name)
+            self._judge_anew(record)
         self._grid.touch()
+
+    def _judge_anew(self, record: DeviceRecord) -> None:
+        for job in self._grid.active.values():
+            job.eligibility.pop(record.name, None)
+            self._evict_if_barred(job, record)
+        self._grid.mark(record.name)
 
     def _reconsider(self, job: JobRun) -> None:
         job.eligibility.clear()

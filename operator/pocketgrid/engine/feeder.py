@@ -15,6 +15,7 @@ from pocketgrid.engine.links import LeasedShard
 from pocketgrid.errors import InputChangedError
 from pocketgrid.model import events as ev
 from pocketgrid.model.view import Explanation
+from pocketgrid.planning.eligibility import may_receive
 from pocketgrid.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class Feeder:
                     bounds = [job.machine.grid.bounds(h.shard) for h in group]
                     encoded = await job.encode(self._threads, bounds)
                     if link is None or record.link is not link:
+                        break
+                    if not may_receive(record.tier, job.spec.placement):
+                        log.warning("withheld job=%s device=%s tier=%s", job.spec.key, record.name, record.tier.name)
                         break
                     self._send(job, record, cut, group, encoded)
                 del rest[:group_size]

@@ -21,6 +21,7 @@ from pocketgrid.model.device import (
 )
 from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
 from pocketgrid.model.job import Placement
+from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import Presence
 from pocketgrid.planning.eligibility import Eligibility, classes_of, judge_eligibility
 from pocketgrid.planning.speed import SpeedEstimate
@@ -31,7 +32,7 @@ SETBACK_LAST_S = 60.0
 served at once, one sick device with an empty queue would take every shard before the healthy ones could."""
 
 
-_PLANNED_BY = frozenset({"presence", "draining", "restraint", "link"})
+_PLANNED_BY = frozenset({"presence", "draining", "restraint", "link", "tier"})
 """Attributes of a record that planning asks for, beside those that watch themselves."""
 
 
@@ -76,6 +77,7 @@ class DeviceRecord:
         progress_at: by job, monotonic seconds when a result last arrived; bounds when the next shard was begun.
         feeding: held while a lease is being sent, so that leases arrive in the order they were cut.
         held: what it said it has of jobs the engine does not know yet.
+        tier: whose it is, as far as the cluster has said.
         touched: gets the device's name whenever something changes that planning asks of it.
     """
 
@@ -95,6 +97,7 @@ class DeviceRecord:
     progress_at: dict[JobUid, float] = field(default_factory=dict)
     held: dict[JobUid, list[HeldAttempt]] = field(default_factory=dict)
     items_done: int = 0
+    tier: TrustTier = TrustTier.PUBLIC
     setbacks: Watched[JobUid, Setback] = field(init=False)
     feeding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -159,7 +162,7 @@ class Fleet:
     """Devices, Nodes and hardware classes, and which may work for what.
 
     Args:
-        nodes_from_facts: there is no cluster: a device's Node is made from what it says of itself.
+        nodes_from_facts: there is no cluster: a device's Node is made from what it says of itself, and all are ours.
     """
 
     def __init__(self, *, nodes_from_facts: bool) -> None:
@@ -169,6 +172,7 @@ class Fleet:
         self.classes: dict[str, HardwareClass] = {}
         self._node_classes: dict[DeviceName, tuple[str, ...]] = {}
         self.deregistered: dict[DeviceName, str] = {}
+        self._tiers: dict[DeviceName, TrustTier] = {}
         self.touched: set[DeviceName] = set()
         """Devices whose record has changed in a way that matters to planning; whoever derives from it empties it."""
         self.classes_changed = False
@@ -196,6 +200,7 @@ class Fleet:
             record = self.devices[identity.name] = DeviceRecord(identity, touched=self.touched)
         elif record.identity.facts.engine != identity.facts.engine:
             record.speeds.clear()
+        record.tier = self._tier_of(identity.name)
         self._move(record, identity.node_name)
         record.identity = identity
         record.link = link
@@ -221,6 +226,22 @@ class Fleet:
         self._forget_classes_of(name)
         return self.nodes.pop(name, None) is not None
 
+    def set_tier(self, name: DeviceName, tier: TrustTier) -> bool:
+        """Take in whose a device is, attached or not; whether anything has changed for one that is known."""
+        if tier is TrustTier.PUBLIC:
+            self._tiers.pop(name, None)
+        else:
+            self._tiers[name] = tier
+        record = self.devices.get(name)
+        if record is None or record.tier is self._tier_of(name):
+            return False
+        record.tier = self._tier_of(name)
+        return True
+
+    def _tier_of(self, name: DeviceName) -> TrustTier:
+        # Nobody has vouched for a device that the cluster says nothing of.
+        return TrustTier.OWNED if self._nodes_from_facts else self._tiers.get(name, TrustTier.PUBLIC)
+
     def set_classes(self, classes: Mapping[str, HardwareClass]) -> bool:
         """Take in all hardware classes; whether anything has changed."""
         if self.classes == dict(classes):
@@ -237,20 +258,22 @@ class Fleet:
     def judge(self, record: DeviceRecord, placement: Placement, requires: frozenset[AgentFeature]) -> Eligibility:
         """Whether a device may work for a job with `placement` whose work order `requires` so much, presence aside."""
         features = record.identity.features
-        return self.judge_node(self.node_of(record), self.classes_of(record), features, placement, requires)
+        node, classes = self.node_of(record), self.classes_of(record)
+        return self.judge_node(node, classes, features, record.tier, placement, requires)
 
     @staticmethod
     def judge_node(
         node: NodeView | None,
         classes: tuple[str, ...],
         features: frozenset[AgentFeature],
+        tier: TrustTier,
         placement: Placement,
         requires: frozenset[AgentFeature],
     ) -> Eligibility:
-        """`judge`, of a device with such a Node in such classes whose agent has such features."""
+        """`judge`, of a device of such a tier with such a Node in such classes whose agent has such features."""
         if node is None:
             return Eligibility(selected=False, admits=False, evicts=True, reasons=("has no Node",))
-        return judge_eligibility(placement, node, classes, requires - features)
+        return judge_eligibility(placement, node, classes, requires - features, tier)
 
     def records_on(self, node: DeviceName) -> Iterable[DeviceRecord]:
         """Devices that run on or are represented by a Node."""

@@ -18,6 +18,7 @@ from pocketgrid.engine.fleet import DeviceRecord, Fleet, OrderState
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.model.device import AgentFeature, NodeView
 from pocketgrid.model.ids import DeviceName, JobUid
+from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import Presence
 from pocketgrid.planning.columns import FAILED, NONE, ORDERED, READY, FleetColumns
 from pocketgrid.planning.eligibility import Eligibility
@@ -32,6 +33,7 @@ class _Profile:
     node: NodeView | None
     classes: tuple[str, ...]
     features: frozenset[AgentFeature]
+    tier: TrustTier
 
 
 @dataclass(slots=True)
@@ -147,11 +149,18 @@ class Roster:
         node, features = self._fleet.node_of(record), record.identity.features
         classes = self._fleet.classes_of(record)
         labels = tuple(node.labels.get(key) for key in self._asked) if node is not None else None
-        key = (labels, classes, node.taints if node else None, node.unschedulable if node else None, features)
+        key = (
+            labels,
+            classes,
+            node.taints if node else None,
+            node.unschedulable if node else None,
+            features,
+            record.tier,
+        )
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self._profiles)
-            self._profiles.append(_Profile(node, classes, features))
+            self._profiles.append(_Profile(node, classes, features, record.tier))
         return number
 
     def _judge(self, job: JobRun) -> _Judged:
@@ -161,7 +170,8 @@ class Roster:
             judged = self._judged[job.uid] = _Judged(asks)
         if len(judged.verdicts) < len(self._profiles):
             for profile in self._profiles[len(judged.verdicts) :]:
-                judged.verdicts.append(self._fleet.judge_node(profile.node, profile.classes, profile.features, *asks))
+                known = (profile.node, profile.classes, profile.features, profile.tier)
+                judged.verdicts.append(self._fleet.judge_node(*known, *asks))
             judged.admits = np.array([verdict.admits for verdict in judged.verdicts], np.bool_)
         return judged
 

@@ -69,6 +69,7 @@ def view_device(record: DeviceRecord, fleet: Fleet, jobs: dict[str, JobRun]) -> 
         speeds=dict(record.model_speeds),
         peak_speeds=dict(record.peak_speeds),
         restraint=record.restraint,
+        tier=record.tier,
         leased_shards=sum(held.values()),
         last_seen=record.last_seen,
         items_done=record.items_done,

@@ -1,4 +1,4 @@
-"""May this device work for this job, as far as labels, taints and classes go?
+"""May this device work for this job, as far as labels, taints, classes and the confidentiality of its data go?
 
 The answer carries every reason, because "why does nothing run?" is the question users of schedulers ask most.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pocketgrid.model.device import DEVICE_TAINT_KEY, AgentFeature, HardwareClass, NodeView
 from pocketgrid.model.job import Placement
 from pocketgrid.model.selectors import Effect, untolerated
+from pocketgrid.model.trust import TrustTier
 
 _BLOCKS_NEW: frozenset[Effect] = frozenset({"NoSchedule", "NoExecute"})
 _EVICTS: frozenset[Effect] = frozenset({"NoExecute"})
@@ -48,8 +49,9 @@ def judge_eligibility(
     node: NodeView,
     node_classes: Collection[str],
     missing_features: Collection[AgentFeature] = (),
+    tier: TrustTier = TrustTier.PUBLIC,
 ) -> Eligibility:
-    """Hold one Node, and what its agent cannot do, against what a job asks for."""
+    """Hold one Node, whose device it is and what its agent cannot do against what a job asks for."""
     reasons = []
     if placement.hardware_classes and not set(placement.hardware_classes) & set(node_classes):
         reasons.append(f"not in class {' or '.join(placement.hardware_classes)}")
@@ -64,16 +66,27 @@ def judge_eligibility(
     reasons.extend(f"taint {taint}" for taint in blocking)
     if node.unschedulable:
         reasons.append("cordoned")
+    entrusted = may_receive(tier, placement)
+    if not entrusted:
+        reasons.append(f"tier {tier.name.title()} is below data class {placement.data_class.name.title()}")
     # Work an agent already has was given to an agent that could do it, so this never takes anything back.
     reasons.extend(f"agent too old for {feature}: update it" for feature in sorted(missing_features))
     evicting = untolerated(foreign, placement.tolerations, _EVICTS)
     return Eligibility(
         selected=selected,
         admits=not reasons,
-        # A running lease outlives a cordon, as a Pod does, but not an eviction or a change of labels.
-        evicts=bool(evicting) or not selected,
+        # A running lease outlives a cordon, as a Pod does, but not an eviction, a change of labels or lost trust.
+        evicts=bool(evicting) or not selected or not entrusted,
         reasons=tuple(reasons),
     )
+
+
+def may_receive(tier: TrustTier, placement: Placement) -> bool:
+    """Whether items and the model of a job with `placement` may be sent to a device of `tier`.
+
+    Asked where work is placed, and again right before anything leaves.
+    """
+    return tier.admits(placement.data_class)
 
 
 def summarise_reasons(reasons: Mapping[str, tuple[str, ...]], limit: int = 3) -> str:

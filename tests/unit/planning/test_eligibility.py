@@ -1,12 +1,15 @@
 """Which Nodes a job may use, and what is said of those it may not."""
 
+from dataclasses import replace
+
 import pytest
 
 from pocketgrid.model.device import DEVICE_TAINT_KEY, HardwareClass, NodeView
 from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.job import Placement
 from pocketgrid.model.selectors import LabelSelector, Requirement, Taint, Toleration
-from pocketgrid.planning.eligibility import classes_of, judge_eligibility, summarise_reasons
+from pocketgrid.model.trust import DataClass, TrustTier
+from pocketgrid.planning.eligibility import classes_of, judge_eligibility, may_receive, summarise_reasons
 
 LABELS = {"room": "lab", "kubernetes.io/arch": "arm64"}
 
@@ -146,6 +149,23 @@ def test_eligibility(placement, node, classes, selected, admits, evicts, reasons
     verdict = judge_eligibility(placement, node, classes)
     assert (verdict.selected, verdict.admits, verdict.evicts) == (selected, admits, evicts)
     assert verdict.reasons == reasons
+
+
+@pytest.mark.parametrize("data", DataClass)
+@pytest.mark.parametrize("tier", TrustTier)
+def test_data_goes_to_devices_of_its_class_or_above(tier: TrustTier, data: DataClass) -> None:
+    placement = replace(TOLERANT, data_class=data)
+    verdict = judge_eligibility(placement, a_node(), (), tier=tier)
+    entrusted = int(tier) >= int(data)
+    assert (verdict.selected, verdict.admits, verdict.evicts) == (True, entrusted, not entrusted)
+    assert may_receive(tier, placement) is entrusted
+    said = f"tier {tier.name.title()} is below data class {data.name.title()}"
+    assert verdict.reasons == (() if entrusted else (said,))
+
+
+def test_a_device_nobody_speaks_for_gets_public_data_only() -> None:
+    assert judge_eligibility(Placement(), a_node(), ()).admits
+    assert not judge_eligibility(Placement(data_class=DataClass.INTERNAL), a_node(), ()).admits
 
 
 def test_classes_are_found_by_labels_and_sorted() -> None:
