@@ -113,6 +113,7 @@ class Witness:
         network: address prefix it dials from, so that devices of one place do not vouch for each other; empty: unknown.
         numerics: numerics class: results of two devices are the same bit for bit only within one.
         tier: whose device it is.
+        engine: what runs its models, with the version; what it proved with another says nothing of this one.
     """
 
     device: DeviceName
@@ -120,3 +121,4 @@ class Witness:
     network: str = ""
     numerics: str = ""
     tier: TrustTier = TrustTier.PUBLIC
+    engine: str = ""

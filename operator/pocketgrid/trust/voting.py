@@ -1,0 +1,108 @@
+"""Which of several answers to one question is right.
+
+Audits weigh voices by credibility (Sarmenta 2002, "Sabotage-tolerance mechanisms for volunteer computing systems"):
+if device i is honest with odds o_i, a group of agreeing devices is right with a probability proportional to the product
+of o_i over the group, and all are wrong with one proportional to 1. Liars are assumed to agree with each other, the
+worst case. Quorums count heads, as BOINC does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pocketgrid.model.ids import DeviceName
+from pocketgrid.model.trust import Witness
+
+SETTLING_ODDS = 1000.0
+"""A dispute is over when a group is right with these odds."""
+
+MOST_ODDS = 99.0
+"""No voice weighs more: who proved itself a thousand times may still have changed hands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The group that is believed.
+
+    Attributes:
+        right: positions of its voters in the ballot.
+        odds: that they are right.
+    """
+
+    right: frozenset[int]
+    odds: float
+
+
+@dataclass(slots=True)
+class Ballot:
+    """Answers to one question, the canonical one first, and which of them agree.
+
+    Attributes:
+        voters: in the order of answering.
+        matches: for each voter, positions of those that agree with it, itself among them.
+        struck: positions of voters that have lost their voice.
+    """
+
+    voters: list[Witness]
+    matches: list[set[int]] = field(default_factory=lambda: [{0}])
+    struck: set[int] = field(default_factory=set)
+
+    @property
+    def voices(self) -> int:
+        """How many voters count."""
+        return len(self.voters) - len(self.struck)
+
+    def add(self, voter: Witness, agrees: Sequence[bool]) -> None:
+        """One more answer, and with which of the earlier ones it agrees.
+
+        Raises:
+            ValueError: `agrees` does not speak of each earlier answer.
+        """
+        position = len(self.voters)
+        if len(agrees) != position:
+            raise ValueError(f"{len(agrees)} comparisons with {position} earlier answers")
+        same = {other for other, agreed in enumerate(agrees) if agreed}
+        for other in same:
+            self.matches[other].add(position)
+        self.voters.append(voter)
+        self.matches.append(same | {position})
+
+    def strike(self, device: DeviceName) -> bool:
+        """`device` is not listened to any more; False if it has not voted."""
+        lost = {at for at, voter in enumerate(self.voters) if voter.device == device} - self.struck
+        self.struck |= lost
+        return bool(lost)
+
+    def groups(self) -> list[frozenset[int]]:
+        """Groups of voters that count and agree, each once, the earliest first."""
+        return list(
+            dict.fromkeys(
+                frozenset(same - self.struck) for at, same in enumerate(self.matches) if at not in self.struck
+            )
+        )
+
+
+def weigh(ballot: Ballot, odds: Sequence[float]) -> Outcome | None:
+    """The likeliest group and the odds that it is right; None if nobody has a voice.
+
+    odds: of each voter to be honest, by position; those outside [1, `MOST_ODDS`] count as the nearest within.
+    """
+    groups = ballot.groups()
+    if not groups:
+        return None
+    weights = [math.prod(min(MOST_ODDS, max(1.0, odds[at])) for at in group) for group in groups]
+    best = max(range(len(groups)), key=lambda at: weights[at])
+    against = 1.0 + sum(weight for at, weight in enumerate(weights) if at != best)
+    return Outcome(groups[best], weights[best] / against)
+
+
+def count_heads(ballot: Ballot, least: int, odds: Sequence[float]) -> Outcome | None:
+    """The group with the most voters, if there are `least` of them and no other group has as many."""
+    groups = sorted(ballot.groups(), key=len, reverse=True)
+    if not groups or len(groups[0]) < least or (len(groups) > 1 and len(groups[1]) == len(groups[0])):
+        return None
+    weighed = weigh(ballot, odds)
+    agreed = weighed is not None and weighed.right == groups[0]
+    return Outcome(groups[0], weighed.odds if weighed is not None and agreed else 1.0)
