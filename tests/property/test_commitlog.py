@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pocketgrid.errors import CorruptLogError, StaleEpochError, StoreError
 from pocketgrid.storage.commitlog import CommitLog
 from pocketgrid.storage.logentries import (
+    Checked,
     Commit,
     Entry,
     Finished,
@@ -30,6 +31,7 @@ from pocketgrid.storage.logentries import (
     Sealed,
     Share,
     Unsealed,
+    Verified,
     Worker,
     decode_line,
     encode_line,
@@ -71,7 +73,10 @@ any_entry = st.one_of(
         *[st.integers(0, 2**62)] * 2, *[st.integers(0, 2**40)] * 4,
         st.builds(segment_name, st.integers(1, 10**9), st.integers(1, 10**5)), *[st.integers(0, 2**40)] * 4, st.none(),
     ),
-    st.builds(Introduced, st.integers(1, 2**40), *[texts] * 4),
+    st.builds(Introduced, st.integers(1, 2**40), *[texts] * 4, st.integers(0, 2**62)),
+    st.builds(Reopened, st.integers(0, 99), texts, *[st.integers(0, 2**40)] * 3),
+    st.builds(Verified, texts),
+    st.builds(Checked, *[st.integers(0, 2**40)] * 4, texts),
     st.builds(
         Sealed, *[st.integers(0, 99)] * 4, texts, st.integers(0, 99), texts,
         st.lists(st.builds(Share, *[st.integers(0, 2**50)] * 5), max_size=3).map(tuple),
@@ -79,7 +84,8 @@ any_entry = st.one_of(
     st.builds(
         Header, job=texts, fingerprint=st.dictionaries(texts, texts, max_size=3), epoch=st.integers(1, 9),
         token_key=texts, seals=st.dictionaries(texts, st.integers(0, 99), max_size=3),
-        plan=st.none() | st.just(PLAN), layout=st.none() | st.just(Layout((("y", "float32", (2, 3), True),))),
+        plan=st.sampled_from([None, PLAN, replace(PLAN, verify=True)]),
+        layout=st.none() | st.just(Layout((("y", "float32", (2, 3), True),))),
     ),
 )  # fmt: skip
 
@@ -104,7 +110,7 @@ def facts(state: LogState) -> tuple[object, ...]:
     return (
         state.plan, state.layout, state.staged, state.sealed, state.committed.to_text(), state.references,
         state.rows_done, state.rows_failed, state.damaged, state.finished, state.workers, state.numbers, state.whole,
-        state.sealed_work(),
+        state.sealed_work(), state.verified.to_text(), state.checks, state.pay,
     )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ for the words and their text; what a sequence of entries adds up to is `logstate
 There may be a million commits, so they are short: an array of numbers, in which the device is the number under which
 a `worker` entry has introduced it, and the staging segment is two numbers. That is about 90 bytes a shard, where
 version 1 took 267 to say less. Its lines are still read.
+
+What an entry means for money is in the entry: see `logpay`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from typing import Any, NamedTuple
 
 from pocketgrid.model.job import ShardGrid
 
-VERSION = 2
+VERSION = 3
+"""3 knows `verified`, `checked` and prices. Logs of 1 and 2 are read and gone on with; nothing is paid in them."""
 
 INLINE = -1
 """Worker number of a commit of version 1, which says itself who computed it."""
@@ -32,11 +35,13 @@ class Plan:
         per_shard: items of a shard.
         items: items of the job.
         shards_per_part: consecutive shards that make one output part.
+        verify: whether a shard is final, and paid, only once an entry `Verified` names it.
     """
 
     per_shard: int
     items: int
     shards_per_part: int
+    verify: bool = False
 
     @property
     def grid(self) -> ShardGrid:
@@ -98,17 +103,19 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A device as it took part. One that changes its class or engine in mid-job is another worker.
+    """A device as it took part. One that changes its class, engine or price in mid-job is another worker.
 
     Attributes:
         classes: names of its hardware classes, sorted and joined by commas; empty if it belonged to none.
         engine: inference engine and version.
+        price: micro-units for each row with a result.
     """
 
     device: str
     owner: str
     classes: str
     engine: str
+    price: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +127,12 @@ class Introduced:
     owner: str
     classes: str
     engine: str
+    price: int = 0
 
     @property
     def worker(self) -> Worker:
         """Who it is, without the number."""
-        return Worker(self.device, self.owner, self.classes, self.engine)
+        return Worker(self.device, self.owner, self.classes, self.engine, self.price)
 
 
 class Commit(NamedTuple):
@@ -153,11 +161,46 @@ class Commit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reopened:
-    """A staged record turned out to be damaged, so its commit no longer counts."""
+    """A commit no longer counts: its staged record is damaged, or its device is not believed any more.
+
+    Attributes:
+        staging, offset: of the commit.
+        worker, rows: what stays paid, since it was verified before we lost it; no rows if it had not been.
+    """
 
     shard: int
     staging: str
     offset: int
+    worker: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """These shards are believed: their results are final, and their workers have earned what was held for them.
+
+    Attributes:
+        shards: text form of an `IndexSet`. One that is not committed at this point of the log stays as it is.
+    """
+
+    shards: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A worker computed again what others had computed. What agreed is earned, what did not is not.
+
+    Attributes:
+        number: grows with every such entry of a log, so that none counts twice.
+        agreed, disagreed: rows of its answer.
+        shards: text form of an `IndexSet`: from which shards they were; empty if from none, such as known answers.
+    """
+
+    number: int
+    worker: int
+    agreed: int
+    disagreed: int
+    shards: str = ""
 
 
 class Share(NamedTuple):
@@ -202,16 +245,16 @@ class Finished:
     manifest_sha256: str
 
 
-Entry = Header | Plan | Layout | Introduced | Commit | Reopened | Sealed | Unsealed | Finished
+Entry = Header | Plan | Layout | Introduced | Commit | Reopened | Verified | Checked | Sealed | Unsealed | Finished
 
 _KINDS: dict[str, type[Any]] = {
     "header": Header, "plan": Plan, "layout": Layout, "worker": Introduced, "commit": Commit, "reopened": Reopened,
-    "sealed": Sealed, "unsealed": Unsealed, "finished": Finished,
+    "verified": Verified, "checked": Checked, "sealed": Sealed, "unsealed": Unsealed, "finished": Finished,
 }  # fmt: skip
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)
 _DECODER = json.JSONDecoder()
-_TWICE = (Header, Plan, Layout, Introduced, Reopened, Unsealed)
+_TWICE = (Header, Plan, Layout, Introduced, Reopened, Verified, Checked, Unsealed)
 """Entries whose loss would cost more than one shard; two copies outlive any flipped bit."""
 
 COMMIT = b'["c",'
@@ -315,7 +358,7 @@ def _from_object(document: dict[str, Any]) -> Entry | None:
         return Commit(**{**known, "worker": INLINE, "by": by})
     known = {name: document[name] for name in kind.__slots__ if name in document}
     if kind is Header:
-        known["plan"] = Plan(**document["plan"]) if document.get("plan") else None
+        known["plan"] = _from_object({"kind": "plan", **document["plan"]}) if document.get("plan") else None
         known["layout"] = _layout(document["layout"]) if document.get("layout") else None
     elif kind is Layout:
         return _layout(document)

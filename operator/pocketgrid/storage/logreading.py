@@ -168,7 +168,7 @@ def _first_header(data: bytes) -> tuple[Header | None, int]:
 def _settled_shards(folder: Path, counted: Mapping[str, int | None]) -> bytearray:
     """For each shard, 1 if its part is sealed for good and says itself who computed it; empty without a plan."""
     plan: Plan | None = None
-    sealed: set[int] = set()
+    sealed: dict[int, bool] = {}
     unsealed: set[int] = set()
     for name, limit in counted.items():
         for line in _LANDMARK.finditer(_read(folder / name, limit)):
@@ -177,8 +177,8 @@ def _settled_shards(folder: Path, counted: Mapping[str, int | None]) -> bytearra
                     plan = plan or entry
                 case Header(plan=Plan() as entry):
                     plan = plan or entry
-                case Sealed(part=part, work=work) if work:
-                    sealed.add(part)
+                case Sealed(part=part, work=work):
+                    sealed.setdefault(part, bool(work))  # the first one counts, as in `LogState`
                 case Unsealed(part=part):
                     unsealed.add(part)
                 case _:
@@ -186,8 +186,8 @@ def _settled_shards(folder: Path, counted: Mapping[str, int | None]) -> bytearra
     if plan is None:
         return bytearray()
     settled = bytearray(plan.grid.shards)
-    for part in sealed - unsealed:
-        if 0 <= part < plan.parts:
+    for part, says_who in sealed.items():
+        if says_who and part not in unsealed and 0 <= part < plan.parts:
             shards = plan.shards_of(part)
             settled[shards.start : shards.stop] = b"\1" * len(shards)
     return settled
@@ -198,13 +198,15 @@ def _fold(state: LogState, data: bytes, settled: bytearray) -> tuple[int, int]:
     entries = bad = 0
     prefix, known = len(COMMIT), len(settled)
     waiting: list[bytes] = []
+    before = b""
     for line in data.split(b"\n")[:-1]:
-        if not line:
-            continue
+        if not line or line == before:
+            continue  # a second copy says nothing new
         payload = checked_payload(line)
         if payload is None:
             bad += 1
             continue
+        before = line
         if payload.startswith(COMMIT):
             shard = int(payload[prefix : payload.index(b",", prefix)])
             entries += 1

@@ -7,12 +7,13 @@ twice and a header that repeats what is known are harmless. Pure: no file is tou
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import assert_never
 
 from pocketgrid.errors import CorruptLogError
 from pocketgrid.model.ranges import IndexSet
 from pocketgrid.storage.logentries import (
+    Checked,
     Commit,
     Entry,
     Finished,
@@ -24,8 +25,10 @@ from pocketgrid.storage.logentries import (
     Sealed,
     Share,
     Unsealed,
+    Verified,
     Worker,
 )
+from pocketgrid.storage.logpay import RunningPay
 
 UNKNOWN = Worker("", "", "", "")
 """Who computed a shard whose worker's introduction is lost. The shard counts all the same."""
@@ -41,7 +44,10 @@ class LogState:
         references: staging segment -> number of staged commits in it.
         rows_done: rows of committed shards, failed ones included.
         workers: by number; `numbers` is the way back.
-        whole: parts that are not sealed and whose shards are all committed.
+        whole: parts that are not sealed and whose shards are all committed, and verified if the plan says so.
+        verified: shards that are final; empty unless the plan verifies.
+        checks: number of the last `Checked`.
+        pay: what is held for the workers, and what they have earned; empty unless the plan verifies.
     """
 
     plan: Plan | None = None
@@ -58,7 +64,11 @@ class LogState:
     workers: dict[int, Worker] = field(default_factory=dict)
     numbers: dict[Worker, int] = field(default_factory=dict)
     whole: set[int] = field(default_factory=set)
+    verified: IndexSet = field(default_factory=IndexSet)
+    checks: int = 0
+    pay: RunningPay = field(default_factory=RunningPay)
     _highest: int = 0
+    _believed: dict[int, int] = field(default_factory=dict)
     _derived: dict[int, dict[Worker, Share]] = field(default_factory=dict)
 
     def apply_all(self, entries: Sequence[Entry]) -> None:
@@ -87,9 +97,14 @@ class LogState:
             case Introduced():
                 self.workers.setdefault(entry.number, entry.worker)
                 self.numbers.setdefault(entry.worker, entry.number)
+                self.pay.introduce(entry.number, entry.price)
                 self._highest = max(self._highest, entry.number)
             case Reopened():
                 self._reopen(entry)
+            case Verified():
+                self._verify(entry)
+            case Checked():
+                self._check(entry)
             case Sealed():
                 self._seal(entry)
             case Unsealed():
@@ -100,7 +115,7 @@ class LogState:
                 assert_never(entry)
 
     def ready_part(self) -> int | None:
-        """The lowest part whose shards are all committed and which is not sealed."""
+        """The lowest part that is not sealed and whose shards are all committed, and verified if the plan says so."""
         return min(self.whole, default=None)
 
     @property
@@ -124,16 +139,25 @@ class LogState:
             known = self.numbers.get(worker)
             if known is None:
                 known = self._highest + len(entries) + 1
-                entries.append(Introduced(known, worker.device, worker.owner, worker.classes, worker.engine))
+                entries.append(Introduced(known, *astuple(worker)))
             numbers[worker] = known
         return numbers, entries
+
+    def staged_commit(self, shard: int) -> Commit | None:
+        """The commit of a shard whose part is not sealed, if there is one."""
+        if self.plan is None:
+            return None
+        return self.staged.get(self.plan.part_of(shard), {}).get(shard)
+
+    def worker_of(self, commit: Commit) -> Worker:
+        """Who computed it; `UNKNOWN` if the introduction is lost."""
+        return commit.by or self.workers.get(commit.worker, UNKNOWN)
 
     def staged_work(self, part: int) -> dict[Worker, Share]:
         """Who computed the committed shards of an unsealed part; the numbers in the shares are 0."""
         work: dict[Worker, Share] = {}
         for commit in self.staged.get(part, {}).values():
-            worker = commit.by or self.workers.get(commit.worker, UNKNOWN)
-            _add(work, worker, Share(0, 1, commit.rows, commit.failed, commit.compute_us))
+            _add(work, self.worker_of(commit), Share(0, 1, commit.rows, commit.failed, commit.compute_us))
         return work
 
     def sealed_work(self) -> dict[Worker, Share]:
@@ -180,19 +204,31 @@ class LogState:
         part = entry.shard // plan.shards_per_part
         held = self.staged.setdefault(part, {})
         held[entry.shard] = entry
-        if len(held) == min(plan.shards_per_part, self.shards - part * plan.shards_per_part):
+        if plan.verify:
+            self.pay.hold(entry.worker, entry.rows)
+        elif len(held) == min(plan.shards_per_part, self.shards - part * plan.shards_per_part):
             self.whole.add(part)
         self.references[entry.staging] = self.references.get(entry.staging, 0) + 1
         self.rows_done += entry.rows + entry.failed
         self.rows_failed += entry.failed
 
-    def _unstage(self, part: int, shard: int) -> None:
+    def _unstage(self, plan: Plan, part: int, shard: int) -> None:
         entry = self.staged[part].pop(shard)
         self.whole.discard(part)
         if not self.staged[part]:
             del self.staged[part]
         self.committed.discard(shard)
         self._forget(entry)
+        if plan.verify:
+            self._take_back(part, entry)
+
+    def _take_back(self, part: int, entry: Commit) -> None:
+        """Undo what a commit, and its being verified, meant for money."""
+        if self.verified.discard(entry.shard):
+            self._believed[part] -= 1
+            self.pay.earn(entry.worker, -entry.rows)
+        else:
+            self.pay.hold(entry.worker, -entry.rows)
 
     def _forget(self, entry: Commit) -> None:
         self.references[entry.staging] -= 1
@@ -202,11 +238,53 @@ class LogState:
         self.rows_failed -= entry.failed
 
     def _reopen(self, entry: Reopened) -> None:
-        part = self._planned(entry).part_of(entry.shard)
-        self.damaged.add((entry.staging, entry.offset))
+        plan = self._planned(entry)
+        part, place = plan.part_of(entry.shard), (entry.staging, entry.offset)
+        self._highest = max(self._highest, entry.worker)
+        if plan.verify and entry.rows and place not in self.damaged:
+            # Said here, since a reader passes over the commit if its part is sealed later on.
+            self.pay.earn(entry.worker, entry.rows)
+        self.damaged.add(place)
         held = self.staged.get(part, {}).get(entry.shard)
-        if held is not None and (held.staging, held.offset) == (entry.staging, entry.offset):
-            self._unstage(part, entry.shard)
+        if held is not None and (held.staging, held.offset) == place:
+            self._unstage(plan, part, entry.shard)
+
+    def _verify(self, entry: Verified) -> None:
+        plan = self.plan
+        if plan is None:
+            raise CorruptLogError(f"the commit log speaks of {entry} but its plan is lost; use a new output folder")
+        size, staged, touched = plan.shards_per_part, self.staged, set()
+        for start, stop in self._runs(entry, plan):
+            for part in range(start // size, -(-stop // size)):
+                held = staged.get(part)
+                if held is None:
+                    continue  # sealed, or nothing of it is committed
+                for shard in range(max(start, part * size), min(stop, (part + 1) * size)):
+                    commit = held.get(shard)
+                    if commit is not None and self.verified.add(shard):
+                        self.pay.release(commit.worker, commit.rows)
+                        self._believed[part] = self._believed.get(part, 0) + 1
+                        touched.add(part)
+        self.whole.update(p for p in touched if self._believed[p] == len(plan.shards_of(p)))
+
+    def _runs(self, entry: Verified, plan: Plan) -> list[tuple[int, int]]:
+        """The named shards; none if the plan does not verify. Not an `IndexSet`: there may be a million of them."""
+        try:
+            ends = [tuple(map(int, run.split("-"))) for run in entry.shards.split(",")] if entry.shards else []
+            runs = [(end[0], end[-1] + 1) for end in ends]
+        except (ValueError, AttributeError) as error:
+            raise CorruptLogError(f"the commit log speaks of {entry}, which names no shards") from error
+        if any(not 0 <= start < stop <= self.shards for start, stop in runs):
+            raise CorruptLogError(f"the commit log speaks of {entry}, which {plan} does not have")
+        return runs if plan.verify else []
+
+    def _check(self, entry: Checked) -> None:
+        self._highest = max(self._highest, entry.worker)
+        if entry.number <= self.checks:
+            return
+        self.checks = entry.number
+        if self.plan is not None and self.plan.verify:
+            self.pay.earn(entry.worker, entry.agreed)
 
     def _seal(self, entry: Sealed) -> None:
         plan = self._planned(entry)
@@ -214,8 +292,12 @@ class LogState:
             self._derived[entry.part] = self.staged_work(entry.part)
         for share in entry.work:
             self._highest = max(self._highest, share.worker)
-        for commit in self.staged.pop(entry.part, {}).values():
+        staged = self.staged.pop(entry.part, {}).values()
+        for commit in staged:
             self._forget(commit)
+            if plan.verify:
+                self._take_back(entry.part, commit)
+        self._believed.pop(entry.part, None)
         self.whole.discard(entry.part)
         if entry.part not in self.sealed:
             shards = plan.shards_of(entry.part)
@@ -223,6 +305,10 @@ class LogState:
             self.rows_done += entry.rows + entry.failed
             self.rows_failed += entry.failed
             self.sealed[entry.part] = entry
+            if plan.verify:
+                self.verified.add_run(shards.start, shards.stop)
+                for worker, rows in [(s.worker, s.rows) for s in entry.work or staged]:
+                    self.pay.earn(worker, rows)
 
     def _unseal(self, entry: Unsealed) -> None:
         plan = self._planned(entry)
@@ -231,8 +317,10 @@ class LogState:
         if held is None:
             return
         self._derived.pop(entry.part, None)
+        # What was earned stays earned: it may have been paid out, and losing the file is not the workers' fault.
         for shard in plan.shards_of(entry.part):
             self.committed.discard(shard)
+            self.verified.discard(shard)
         self.rows_done -= held.rows + held.failed
         self.rows_failed -= held.failed
 

@@ -360,7 +360,7 @@ def test_a_newer_version_of_the_log_is_left_alone(tmp_path: Path) -> None:
 
     lines = []
     for line in path.read_bytes().splitlines():
-        payload = line[9:].replace(b'"version":2', b'"version":3')
+        payload = line[9:].replace(b'"version":3', b'"version":4')
         lines.append(b"%08x %b\n" % (zlib.crc32(payload), payload))
     path.write_bytes(b"".join(lines))
     with pytest.raises(StoreError, match="newer version"):

@@ -105,6 +105,18 @@ class Column:
             array = pa.ListArray.from_arrays(pa.array(offsets), array)
         return array
 
+    def tensor(self, staged: pa.Array) -> TensorData:
+        """The tensor of `staged` values; one with row lengths if the column is ragged."""
+        assert self.shape is not None
+        lengths: tuple[int, ...] | None = None
+        if self.ragged:
+            lengths = tuple(np.diff(staged.offsets.to_numpy()).tolist())
+            staged = staged.values
+        count = sum(lengths) if lengths is not None else len(staged)
+        flat = staged.values if self._width is not None else staged
+        data = np.ascontiguousarray(flat.to_numpy(zero_copy_only=True)).tobytes()
+        return TensorData(self.dtype, (count, *self.shape), data, lengths)
+
     # ---- what readers see ----
 
     @property
@@ -216,3 +228,19 @@ def unseen(columns: Sequence[Column]) -> tuple[Column, ...]:
     return tuple(
         c if c.known else replace(c, dtype=c.dtype or "float32", shape=c.shape or (), ragged=True) for c in columns
     )
+
+
+def misfit(columns: Sequence[Column], outputs: Sequence[TensorData], rows: int) -> str | None:
+    """Why `outputs` cannot be `columns` over `rows` rows, or None. No look at values, but for class labels."""
+    if not rows and not any(t.items for t in outputs):
+        return None
+    if len(outputs) != len(columns):
+        return f"there are {len(outputs)} outputs where {len(columns)} are due"
+    for column, tensor in zip(columns, outputs, strict=True):
+        if problem := tensor.problem():
+            return f"output {column.name!r}: {problem}"
+        if tensor.items != rows:
+            return f"output {column.name!r} has {tensor.items} rows where {rows} are due"
+        if problem := column.problem(tensor):
+            return problem
+    return None

@@ -42,6 +42,7 @@ class ShardCommit:
         compute_us: microseconds the device computed.
         engine: inference engine that computed it.
         classes: hardware classes of the device, sorted.
+        price: micro-units that the device earns for each row with a result, once they are verified.
     """
 
     shard: ShardIndex
@@ -53,11 +54,58 @@ class ShardCommit:
     compute_us: int = 0
     engine: str = ""
     classes: tuple[str, ...] = ()
+    price: int = 0
 
     @property
     def worker(self) -> Worker:
         """Who computed it."""
-        return Worker(self.device, self.owner, ",".join(self.classes), self.engine)
+        return Worker(self.device, self.owner, ",".join(self.classes), self.engine, self.price)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What came of letting one device compute again what others had computed, or what is known.
+
+    Attributes:
+        worker: who answered; `Worker.price` is what it earns for each row that agreed.
+        agreed: rows of the answer that agreed with what is believed now.
+        disagreed: rows that did not; nothing is paid for them.
+        shards: from which shards the rows were; empty for known answers.
+    """
+
+    worker: Worker
+    agreed: int
+    disagreed: int = 0
+    shards: tuple[ShardIndex, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a judgement. All of it is durable.
+
+    Attributes:
+        verified: shards that are final since this call; the others were final before or are not committed.
+        reopened: shards that must be done again since this call.
+    """
+
+    verified: tuple[ShardIndex, ...] = ()
+    reopened: tuple[ShardIndex, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StagedResult:
+    """A committed result that waits for the rest of its part, as it was committed.
+
+    Attributes:
+        outputs: one tensor per result column over the rows that have a result, in row order; empty if every row
+            failed. Ragged columns have row lengths, even if the device sent them dense.
+        failures: the other rows, by number within the shard, in order.
+        worker: who computed it.
+    """
+
+    outputs: tuple[TensorData, ...]
+    failures: tuple[ItemFailure, ...]
+    worker: Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +131,8 @@ class Recovered:
         token_key: secret of the attempt tokens; the same for the whole life of the job.
         per_shard: 0 if the job was not planned yet.
         committed: shards that are done.
+        verify: whether the plan asks for verification.
+        verified: shards that are final; none unless the plan verifies.
         rows_done: rows of these, failed ones included.
         notes: damage that was met and what it means, as sentences.
     """
@@ -95,3 +145,5 @@ class Recovered:
     rows_failed: int
     finished: bool
     notes: tuple[str, ...]
+    verify: bool = False
+    verified: IndexSet = field(default_factory=IndexSet)

@@ -1,8 +1,8 @@
 """The manifest: what an output folder holds, written last.
 
 Responsible for its words and for reading one that somebody may have edited. It tells no time, host or epoch, and
-apart from `work` nothing of who computed: the same results have the same manifest. `verification` compares it with
-the folder.
+apart from `work` and `cost` nothing of who computed: the same results have the same manifest. `verification` compares
+it with the folder.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pocketgrid.storage.results.work import DeviceWork, GroupWork, Work
 
 NAME = "_manifest.json"
 """The underscore keeps readers of data sets from taking it for data, as for `_errors`."""
-VERSION = 2
-"""1 had neither `work` nor `model_uri`; it is still read."""
+VERSION = 3
+"""1 had neither `work` nor `model_uri`, 2 neither `verified` nor `cost`; they are still read."""
 
 REWRITE = "delete it and start the job again, which writes it anew from the log"
 """What to do about a manifest that is not as it was written."""
@@ -74,6 +74,8 @@ class Manifest:
         failed: without.
         columns: name and type of each column, key first; `shape` where a list is a flattened tensor.
         work: who computed it; None in version 1.
+        verified: whether each row was believed for a reason, by the job's `spec.verification`; False before version 3.
+        cost: micro-units that devices have earned by it, checks included; 0 if nothing was verified.
     """
 
     job: str
@@ -91,6 +93,8 @@ class Manifest:
     parts: tuple[PartEntry, ...]
     model_uri: str = ""
     work: Work | None = None
+    verified: bool = False
+    cost: int = 0
     version: int = VERSION
 
     def to_bytes(self) -> bytes:
@@ -120,6 +124,8 @@ def load_manifest(path: Path) -> Manifest:
     try:
         if document["version"] > VERSION:
             raise StoreError(f"{path} was written by a newer version of PocketGrid; use that one")
+        if type(document.get("cost", 0)) is not int or type(document.get("verified", False)) is not bool:
+            raise TypeError("cost is no whole number, or verified neither true nor false")
         return Manifest(
             **{
                 **document,

@@ -88,6 +88,18 @@ def encode_record(
     return batch, json.dumps([[f.row, f.reason, f.message] for f in failures]).encode()
 
 
+def decode_record(
+    columns: Sequence[Column], data: bytes, batch_length: int
+) -> tuple[tuple[TensorData, ...], tuple[ItemFailure, ...]]:
+    """What `encode_record` was given; ragged columns have row lengths, even if they came dense."""
+    failures = tuple(ItemFailure(*f) for f in json.loads(data[batch_length:])) if len(data) > batch_length else ()
+    if not batch_length:
+        return (), failures
+    staged = pa.schema([pa.field(c.name, c.staged_type) for c in columns])
+    batch = pa.ipc.read_record_batch(pa.py_buffer(memoryview(data)[:batch_length]), staged)
+    return tuple(c.tensor(batch.column(n)) for n, c in enumerate(columns)), failures
+
+
 @dataclass
 class PartSource:
     """The checked content of one part, read shard by shard.

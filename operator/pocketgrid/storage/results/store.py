@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,17 +25,43 @@ from pocketgrid.model.ranges import IndexSet
 from pocketgrid.model.tensors import TensorData
 from pocketgrid.storage.commitlog import CommitLog
 from pocketgrid.storage.durable import FolderLock, make_folder, output_folder, store_error, write_atomically
-from pocketgrid.storage.logentries import Commit, Entry, Finished, Plan, Reopened, Sealed, Share, Unsealed
+from pocketgrid.storage.logentries import (
+    Commit,
+    Entry,
+    Finished,
+    Plan,
+    Sealed,
+    Share,
+    Unsealed,
+    Worker,
+)
+from pocketgrid.storage.logpay import RunningPay
 from pocketgrid.storage.logstate import LogState
-from pocketgrid.storage.results.columns import Column, derive_columns, layout_of, unseen, with_layout
-from pocketgrid.storage.results.contract import DEFAULT_LIMITS, Committed, Recovered, ShardCommit, StoreLimits
+from pocketgrid.storage.results.columns import Column, derive_columns, layout_of, misfit, unseen, with_layout
+from pocketgrid.storage.results.concluding import build_manifest
+from pocketgrid.storage.results.contract import (
+    DEFAULT_LIMITS,
+    Check,
+    Committed,
+    Recovered,
+    Settled,
+    ShardCommit,
+    StagedResult,
+    StoreLimits,
+)
+from pocketgrid.storage.results.judging import judge, reopening
 from pocketgrid.storage.results.manifest import NAME as MANIFEST_NAME
-from pocketgrid.storage.results.manifest import FileEntry, Manifest, PartEntry, load_manifest
+from pocketgrid.storage.results.manifest import Manifest, load_manifest
 from pocketgrid.storage.results.ownership import PRIVATE, check_ownership, fingerprint
-from pocketgrid.storage.results.parts import describe_columns, errors_name, part_name
-from pocketgrid.storage.results.sealing import KeyColumn, PartSource, encode_record, output_schema, seal_part
-from pocketgrid.storage.results.staging import Staging
-from pocketgrid.storage.results.work import summarize_work
+from pocketgrid.storage.results.parts import errors_name, part_name
+from pocketgrid.storage.results.sealing import (
+    KeyColumn,
+    PartSource,
+    decode_record,
+    encode_record,
+    seal_part,
+)
+from pocketgrid.storage.results.staging import Location, Staging
 from pocketgrid.storage.timings import WriteTimings
 
 if TYPE_CHECKING:
@@ -146,6 +172,8 @@ class ResultStore:
             rows_failed=state.rows_failed,
             finished=state.finished is not None and state.complete,
             notes=tuple(notes),
+            verify=state.plan is not None and state.plan.verify,
+            verified=IndexSet(state.verified.runs()),
         )
 
     def _missing(self, state: LogState, notes: list[str]) -> list[Entry]:
@@ -164,16 +192,21 @@ class ResultStore:
             c for commits in state.staged.values() for c in commits.values() if c.offset + c.length > sizes[c.staging]
         ]
         if lost:
-            entries += [Reopened(c.shard, c.staging, c.offset) for c in lost]
+            entries += [reopening(state, c) for c in lost]
             notes.append(f"the staged results of {len(lost)} shards are gone; they are done again")
         return entries
 
     # ---- writing ----
 
-    def plan(self, per_shard: int) -> None:
+    def plan(self, per_shard: int, *, verify: bool = False) -> None:
         """Fix how the job is cut; durable when it returns. Saying the same again is harmless.
 
+        Args:
+            verify: a shard is final, and paid, only once `settle` says so. Else every committed shard is as good as
+                any, and nothing is paid.
+
         Raises:
+            InvalidSpecError: reason VerificationChanged: the job had begun with, or without, verification.
             InternalError: the job was planned differently before.
             StoreError: writing failed; the job is still unplanned.
         """
@@ -181,6 +214,10 @@ class ResultStore:
         if state.plan is not None:
             if state.plan.per_shard != per_shard:
                 raise InternalError(f"{self._folder} is cut by {state.plan.per_shard} items, not by {per_shard}")
+            if state.plan.verify != verify:
+                message = f"{self._folder} was begun {'with' if state.plan.verify else 'without'} verification; "
+                message += "leave it so, or start a new job in a new folder"
+                raise InvalidSpecError("VerificationChanged", message, field="spec.verification")
             return
         limits, rows = self._limits, self._limits.part_rows
         values = sum(c.estimated_values for c in self._columns) or 1
@@ -188,14 +225,15 @@ class ResultStore:
         if self._job.spec.output.format is OutputFormat.JSONL:
             rows = min(rows, limits.part_texts // values)
         shards = max(1, ShardGrid(self._job.items, per_shard).shards)
-        entries: list[Entry] = [Plan(per_shard, self._job.items, min(shards, max(1, rows // per_shard)))]
+        per_part = min(shards, max(1, rows // per_shard))
+        entries: list[Entry] = [Plan(per_shard, self._job.items, per_part, verify)]
         if all(c.known for c in self._columns):
             entries.append(layout_of(self._columns))
         self._log.append(entries)
 
     def conforms(self, outputs: Sequence[TensorData], rows: int) -> str | None:
         """Why `outputs` cannot be the result of `rows` rows, or None. No look at values, but for class labels."""
-        return _misfit(self._columns, outputs, rows)
+        return misfit(self._columns, outputs, rows)
 
     def commit(self, batch: Sequence[ShardCommit]) -> Committed:
         """Make the results of `batch` durable, all in one go. What it returns as done, no crash undoes.
@@ -234,7 +272,7 @@ class ResultStore:
         size, failed = plan.grid.size(shard.shard), {f.row for f in shard.failures}
         if len(failed) != len(shard.failures) or any(not 0 <= row < size for row in failed):
             return f"the failed rows are not distinct rows of a shard of {size}"
-        return _misfit(columns, shard.outputs, size - len(failed))
+        return misfit(columns, shard.outputs, size - len(failed))
 
     def _write(self, new: Sequence[ShardCommit], columns: tuple[Column, ...]) -> None:
         started = time.perf_counter()
@@ -265,6 +303,71 @@ class ResultStore:
         self._log.append(entries)
         self._columns = columns
 
+    # ---- judging ----
+
+    def settle(
+        self,
+        *,
+        verified: Iterable[ShardIndex] = (),
+        reopened: Iterable[ShardIndex] = (),
+        checks: Sequence[Check] = (),
+    ) -> Settled:
+        """Make a judgement durable, all in one go. Saying it again is harmless, but for `checks`.
+
+        Args:
+            verified: shards that are believed. Those that are not committed, or final already, are passed over.
+            reopened: shards that are not believed. Those that are final, or not committed, are passed over; the others
+                are done again, and what was held for their devices is let go of. Must not meet `verified`.
+            checks: answers of those who computed something again; each is paid once for each time it is given here.
+
+        Raises:
+            StaleEpochError: a newer writer exists; nothing is changed.
+            StoreError: writing failed; nothing is changed, and the same may be tried again.
+            InternalError: the job is not planned with verification.
+        """
+        state = self._log.state
+        if state.plan is None or not state.plan.verify:
+            raise InternalError(f"{self._folder}: a judgement came for a job that is not planned with verification")
+        settled, entries = judge(state, verified, reopened, checks)
+        if entries:
+            self._log.append(entries)
+            self._staging.sweep(state.references)
+        return settled
+
+    def read_staged(self, shard: ShardIndex) -> StagedResult | None:
+        """The committed result of a shard whose part is not sealed; None if there is none or its record is damaged.
+
+        Raises:
+            StoreError: the system refuses to read.
+        """
+        commit = self._log.state.staged_commit(shard)
+        if commit is None:
+            return None
+        with self._staging.reading() as read:
+            data = read(Location(commit.staging, commit.offset, commit.length, commit.crc))
+        if data is None:
+            return None
+        outputs, failures = decode_record(self._columns, data, commit.batch_length)
+        return StagedResult(outputs, failures, self._log.state.worker_of(commit))
+
+    def provisional(self) -> list[tuple[ShardIndex, Worker]]:
+        """Shards that are committed and not final, and who computed each, ascending."""
+        state = self._log.state
+        if state.plan is None or not state.plan.verify:
+            return []
+        commits = sorted(c for held in state.staged.values() for c in held.values() if c.shard not in state.verified)
+        return [(ShardIndex(c.shard), state.worker_of(c)) for c in commits]
+
+    @property
+    def verified(self) -> IndexSet:
+        """Shards that are final now; for looking only."""
+        return self._log.state.verified
+
+    @property
+    def pay(self) -> RunningPay:
+        """What is held for the devices and what they have earned; for looking only."""
+        return self._log.state.pay
+
     # ---- finishing ----
 
     def seal(self) -> int:
@@ -289,7 +392,7 @@ class ResultStore:
             self._log.append(self._attributed(outcome))
             self._staging.sweep(state.references)
             return 1
-        self._log.append([Reopened(c.shard, c.staging, c.offset) for c in outcome])
+        self._log.append([reopening(state, c) for c in outcome])
         self._reopened += [ShardIndex(c.shard) for c in outcome]
         return 0
 
@@ -332,6 +435,10 @@ class ResultStore:
             pass
         state = self._log.state
         plan = state.plan
+        if plan is not None and plan.verify and len(state.verified) != plan.grid.shards == len(state.committed):
+            raise StoreError(
+                f"{self._folder} cannot be finished: {len(state.verified)} of {plan.grid.shards} shards are verified"
+            )
         if (plan is None and self._job.items) or (plan is not None and len(state.sealed) != plan.parts):
             shards = plan.grid.shards if plan else 0
             raise StoreError(
@@ -357,35 +464,8 @@ class ResultStore:
         return load_manifest(path)
 
     def _manifest(self) -> Manifest:
-        state, spec = self._log.state, self._job.spec
         columns = self._columns if all(c.known for c in self._columns) else unseen(self._columns)
-        parts = [self._part_entry(state.plan, state.sealed[n]) for n in sorted(state.sealed) if state.plan]
-        key = self._key_column()
-        return Manifest(
-            job=spec.uid,
-            name=spec.key,
-            model=spec.model.sha256,
-            model_uri=spec.model.uri,
-            input=spec.input.text,
-            input_fingerprint=self._job.fingerprint,
-            format=spec.output.format.value,
-            key=key.name,
-            numbered=key.numbered,
-            items=self._job.items,
-            rows=sum(p.data.rows for p in parts),
-            failed=sum(p.errors.rows for p in parts if p.errors),
-            columns=tuple(describe_columns(output_schema(key, columns))),
-            parts=tuple(parts),
-            work=summarize_work(state.sealed_work()),
-        )
-
-    def _part_entry(self, plan: Plan, sealed: Sealed) -> PartEntry:
-        first, stop = plan.rows_of(sealed.part)
-        name = part_name(sealed.part, self._job.spec.output.format)
-        errors = None
-        if sealed.failed:
-            errors = FileEntry(errors_name(sealed.part), sealed.failed, sealed.errors_bytes, sealed.errors_sha256)
-        return PartEntry(first, stop - first, FileEntry(name, sealed.rows, sealed.bytes, sealed.sha256), errors)
+        return build_manifest(self._job, self._log.state, self._key_column(), columns)
 
     def _key_column(self) -> KeyColumn:
         if self._key is None:
@@ -408,21 +488,6 @@ class ResultStore:
             if held is not None:
                 held.close()
         self._lock.release()
-
-
-def _misfit(columns: Sequence[Column], outputs: Sequence[TensorData], rows: int) -> str | None:
-    if not rows and not any(t.items for t in outputs):
-        return None
-    if len(outputs) != len(columns):
-        return f"there are {len(outputs)} outputs where {len(columns)} are due"
-    for column, tensor in zip(columns, outputs, strict=True):
-        if problem := tensor.problem():
-            return f"output {column.name!r}: {problem}"
-        if tensor.items != rows:
-            return f"output {column.name!r} has {tensor.items} rows where {rows} are due"
-        if problem := column.problem(tensor):
-            return problem
-    return None
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,7 @@ Memory is bounded whatever the number of rows: files are read in blocks, row num
 keys as hashes (`duplicates`). The checks:
 
 - the manifest adds up, and is the one whose digest stands in the commit log;
-- the log knows of the same job, model, parts, digests and work;
+- the log knows of the same job, model, parts, digests, work and cost;
 - each file has the length, digest, schema and number of rows that the manifest says;
 - rows are in the order of the data set, none twice and none missing but those in `_errors`;
 - no file lies there that a reader would take for data.
@@ -250,6 +250,12 @@ class _Check:
         complete = len(state.sealed) == len(manifest.parts)
         if complete and manifest.work is not None and manifest.work != summarize_work(state.sealed_work()):
             self._manifest_is_wrong("and the commit log disagree about who computed what")
+        if manifest.verified != (state.plan is not None and state.plan.verify) and manifest.version > 2:
+            self._manifest_is_wrong("and the commit log disagree about whether the rows were verified")
+        if manifest.cost != state.pay.earned_micro and not contents.notes:  # a damaged line may have been a check's
+            self._manifest_is_wrong(
+                f"says that it cost {manifest.cost} micro-units, the commit log {state.pay.earned_micro}"
+            )
 
     def _log_is_silent(self, about: str) -> None:
         folder = f"{PRIVATE}/log"
