@@ -139,7 +139,12 @@ class Tally:
             return value
 
         tally = cls(
-            *(int(number(n)) for n in ("computed", "checked", "takenBack", "compared", "disagreed", "wrongFinal"))
+            computed=int(number("computed")),
+            checked=int(number("checked")),
+            taken_back=int(number("takenBack")),
+            compared=int(number("compared")),
+            disagreed=int(number("disagreed")),
+            wrong_final=int(number("wrongFinal")),
         )
         if number("rows"):
             earlier = _Share(int(number("rows")), number("squares"), int(number("refuted")))
