@@ -23,8 +23,8 @@ from tests.faults.schedule import KINDS, Schedule, draw_schedule
 from tests.faults.world import AS_SHIPPED, make_job
 
 SHARDS = 120
-CHURN_SHARDS = 2000
-"""Of some 30 ms each on one core, so that two cores take half a minute or more."""
+CHURN_SHARDS = 6000
+"""Of some 8 ms each on one core, so that two cores take half a minute."""
 
 
 async def campaign(seeds: list[int], folder: Path, at_once: int, *, keep: bool) -> list[Outcome]:
