@@ -21,6 +21,15 @@ SETTLING_ODDS = 1000.0
 MOST_ODDS = 99.0
 """No voice weighs more: who proved itself a thousand times may still have changed hands."""
 
+CONVICTING_ODDS = 100.0
+"""One wrong answer convicts under an exact comparator if it is wrong with these odds."""
+
+MOST_VOICES = 9
+"""Answers to one audited item, the canonical one included, before it is given up."""
+
+QUORUM_ESCALATIONS = 5
+"""Replicas beyond the quorum before a shard is given up."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -106,3 +115,22 @@ def count_heads(ballot: Ballot, least: int, odds: Sequence[float]) -> Outcome | 
     weighed = weigh(ballot, odds)
     agreed = weighed is not None and weighed.right == groups[0]
     return Outcome(groups[0], weighed.odds if weighed is not None and agreed else 1.0)
+
+
+def resolve(ballot: Ballot, quorum: int, odds: Sequence[float]) -> Outcome | None:
+    """The group to be believed, or None if more voices are needed.
+
+    quorum: 0 for an audit: all who answered agree, or the odds are clear. Otherwise more than half of the quorum must
+        agree, and no other group may be as large.
+    """
+    if quorum:
+        return count_heads(ballot, quorum // 2 + 1, odds)
+    outcome = weigh(ballot, odds)
+    if outcome is None or outcome.odds >= SETTLING_ODDS:
+        return outcome
+    return outcome if len(outcome.right) == ballot.voices > 1 else None
+
+
+def is_spent(ballot: Ballot, quorum: int) -> bool:
+    """Whether nobody else is to be asked, although nothing was resolved."""
+    return len(ballot.voters) >= (quorum + QUORUM_ESCALATIONS if quorum else MOST_VOICES)

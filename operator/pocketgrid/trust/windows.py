@@ -45,8 +45,20 @@ class Window:
         """`shard` is not of this window any more, nor is anything asked about it."""
         self.shards.discard(shard)
         self.items -= items
-        self.outstanding = {subject for subject in self.outstanding if _shard_of(subject) != shard}
+        self.outstanding = {subject for subject in self.outstanding if shard_of(subject) != shard}
         self.passed = {sample: by for sample, by in self.passed.items() if sample.shard != shard}
+
+    def question(self, shard: int) -> None:
+        """`shard` is asked about as a whole; what was asked about its rows is void."""
+        self.outstanding = {subject for subject in self.outstanding if shard_of(subject) != shard} | {shard}
+        self.passed = {sample: by for sample, by in self.passed.items() if sample.shard != shard}
+
+    def void(self, device: DeviceName) -> int:
+        """What `device` said does not count any more; returns how many items that were."""
+        void = [sample for sample, by in self.passed.items() if by == device]
+        for sample in void:
+            del self.passed[sample]
+        return len(void)
 
     def draw(self, grid: ShardGrid, count: int, rng: Rng) -> list[Sample]:
         """Up to `count` rows that were never drawn, all alike; they are outstanding from now on.
@@ -77,5 +89,13 @@ class Window:
         return samples
 
 
-def _shard_of(subject: Subject) -> int:
+def shard_of(subject: Subject) -> int:
+    """The shard that `subject` is or belongs to."""
     return subject if isinstance(subject, int) else subject.shard
+
+
+def samples_of(grid: ShardGrid, subject: Subject) -> list[Sample]:
+    """The items that `subject` is or consists of, by row."""
+    if isinstance(subject, Sample):
+        return [subject]
+    return [Sample(subject, row) for row in range(grid.size(subject))]
