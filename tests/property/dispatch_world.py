@@ -13,6 +13,7 @@ from pocketgrid.engine.fleet import DeviceRecord, Order, OrderState
 from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.engine.links import LeasedShard, Settlement
+from pocketgrid.engine.tokens import AttemptTokens
 from pocketgrid.jobs.machine import JobMachine
 from pocketgrid.model import events as ev
 from pocketgrid.model.device import Credits, DeviceFacts, DeviceIdentity, DeviceKind
@@ -80,7 +81,7 @@ class World:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.grid = Grid(EngineSettings(), self.clock, nodes_from_facts=True)
-        self.dispatcher = Dispatcher(self.grid, self.feed)
+        self.dispatcher = Dispatcher(self.grid, self.feed, lambda *_: None)
         self.devices: dict[DeviceName, Device] = {}
         self.committed: dict[JobUid, list[int]] = {}
         self.handed: dict[JobUid, set[DeviceName]] = {}
@@ -118,7 +119,7 @@ class World:
         admitted = SimpleNamespace(order=order, bytes_per_item=bytes_per_item, items=items)
         job.admission = SimpleNamespace(job=admitted)  # type: ignore[assignment]
         job.store = SimpleNamespace()  # type: ignore[assignment]
-        job.mint = TokenMint(bytes(KEY_BYTES), uid)
+        job.tokens = AttemptTokens(TokenMint(bytes(KEY_BYTES), uid))
         job.machine = JobMachine(ShardGrid(items, per_shard), Epoch(1), limits)
         self.grid.jobs[uid] = self.grid.active[uid] = job
         self.committed[uid] = []
@@ -231,8 +232,8 @@ class World:
         wanted, device.revoked = set(device.revoked), []
         for uid, handed in device.queue[1:]:
             job = self.grid.jobs[uid]
-            assert job.mint is not None
-            if job.mint.mint(handed.seq, handed.shard, device.identity.name) in wanted:
+            assert job.tokens is not None
+            if job.tokens.mint(handed.seq, handed.shard, device.identity.name) in wanted:
                 device.queue.remove((uid, handed))
                 job.revoking.discard(handed.shard)
                 self.feed_event(job, ev.AttemptsReturned(device.identity.name, (handed.seq,)))

@@ -27,10 +27,15 @@ class JobLife(RuleBasedStateMachine):
         per_shard=st.integers(1, 5),
         backoff=st.integers(0, 2),
         max_failed=st.one_of(st.none(), st.integers(0, 30)),
+        verify=st.booleans(),
     )
-    def begin(self, items: int, per_shard: int, backoff: int, max_failed: int | None) -> None:
+    def begin(self, items: int, per_shard: int, backoff: int, max_failed: int | None, verify: bool) -> None:
         grid = ShardGrid(items, per_shard)
-        self.machine = JobMachine(grid, Epoch(2), Limits(backoff, max_failed))
+        self.machine = JobMachine(grid, Epoch(2), Limits(backoff, max_failed), verify=verify)
+        self.checks = 0
+        self.answered: set[int] = set()
+        self.lost: set[int] = set()
+        self.final: set[int] = set()
         self.now = 0.0
         self.to_commit: list[ev.CommitShard] = []
         self.commits: dict[int, int] = {}
@@ -50,9 +55,14 @@ class JobLife(RuleBasedStateMachine):
                         allowed = self.machine.limits.backoff_limit_per_shard
                         assert len(self.blamed[effect.shard]) > allowed, "given up too early"
                     self.to_commit.append(effect)
-                case ev.Settle(outcome="committed"):
+                case ev.Settle(outcome="committed") if self.machine.check_number(effect.shard) is None:
                     assert effect.shard in self.commits, "acknowledged before it was durable"
                     self.acknowledged.add(effect.shard)
+                case ev.CheckAnswered():
+                    number = self.machine.check_number(effect.shard)
+                    assert number is not None
+                    assert number not in self.answered | self.lost, "a check ends once"
+                    self.answered.add(number)
                 case ev.FinishOutput():
                     self.finishing += 1
                 case _:
@@ -80,6 +90,21 @@ class JobLife(RuleBasedStateMachine):
         cut = self.machine.hand_out_copy(device, data.draw(st.sampled_from(active)), self.now, self.now + 10)
         return multiple(*((h.shard, h.seq, device) for h in cut.shards)) if cut else multiple()
 
+    @rule(target=handed, device=st.sampled_from(DEVICES))
+    def hand_out_check(self, device: DeviceName):
+        if not self.machine.verify or self.machine.stage is not Stage.RUNNING:
+            return multiple()
+        cut = self.machine.hand_out_check(device, self.checks, self.now, self.now + 10)
+        self.checks += 1
+        assert self.machine.hand_out_copy(DEVICES[0], cut.shards[0].shard, self.now, self.now + 10) is None
+        return multiple(*((h.shard, h.seq, device) for h in cut.shards))
+
+    @rule(shards=st.sets(st.integers(0, 24)))
+    def make_final(self, shards: set[int]) -> None:
+        if self.machine.verify and self.machine.stage in (Stage.RUNNING, Stage.SUSPENDED):
+            self.final |= shards & set(self.commits)
+            self.feed(ev.ShardsVerified(tuple(sorted(shards))))
+
     @rule(attempt=handed, good=st.booleans())
     def answer(self, attempt, good: bool) -> None:
         shard, seq, device = attempt
@@ -105,6 +130,7 @@ class JobLife(RuleBasedStateMachine):
         lost = sum(self.failed.pop(s) for s in damaged)
         for shard in damaged:
             del self.commits[shard]
+            self.final.discard(shard)
         self.feed(ev.ShardsReopened(tuple(damaged), lost))
 
     @rule(max_failed=st.one_of(st.none(), st.integers(0, 30)), backoff=st.integers(0, 3))
@@ -170,6 +196,13 @@ class JobLife(RuleBasedStateMachine):
         if not hasattr(self, "machine"):
             return
         self.machine.validate()
+        for number in self.machine.lost_checks:
+            assert number not in self.answered | self.lost, "a check ends once"
+            self.lost.add(number)
+        self.machine.lost_checks.clear()
+        held = {n for a in self.machine.attempts.values() if (n := self.machine.check_number(a.shard)) is not None}
+        assert held | self.answered | self.lost == set(range(self.checks)), "a check has vanished"
+        assert set(self.machine.verified) == self.final
         assert set(self.machine.committed) == set(self.commits)
         assert self.machine.counters.rows_done == sum(self.commits.values())
         assert self.machine.counters.rows_failed == sum(self.failed.values())
@@ -181,6 +214,7 @@ class JobLife(RuleBasedStateMachine):
             assert all(self.machine.is_open(s) for s in open_shards)
         if self.machine.stage in (Stage.FINISHING, Stage.COMPLETE):
             assert len(self.commits) == self.machine.grid.shards
+            assert not self.machine.verify or len(self.final) == self.machine.grid.shards
 
     def teardown(self) -> None:
         # Whatever has happened, devices that now do their work bring every job that may still run to its end.
@@ -202,6 +236,8 @@ class JobLife(RuleBasedStateMachine):
                 lost = rows if effect.give_up else 0
                 self.failed[effect.shard] = lost
                 self.feed(ev.ShardCommitted(effect.shard, effect.seq, rows, lost))
+            if self.machine.verify:
+                self.feed(ev.ShardsVerified(tuple(sorted(self.commits))))
         assert self.machine.stage in (Stage.FINISHING, Stage.COMPLETE, Stage.FAILED)
         if self.machine.stage is not Stage.FAILED:
             assert set(self.commits) == set(range(self.machine.grid.shards))

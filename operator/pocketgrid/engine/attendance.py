@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pocketgrid.engine.fleet import DeviceRecord, Order, OrderState
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNDECIDED = Verdict(accepted=None, reason="Undecided")
+
+DISTRUSTED = "Distrusted"
+"""The device was caught giving wrong results; nothing of it is believed until somebody pardons it."""
 
 SHORTEST_S = 1e-6
 
@@ -203,13 +207,13 @@ class Attendance:
     def returned(self, link: DeviceLink, uid: JobUid, tokens: Sequence[bytes]) -> bool:
         """A device gives back what it has not begun. Whether that is of a job there is."""
         record, job = self._record_of(link), self._grid.jobs.get(uid)
-        if record is None or job is None or job.machine is None or job.mint is None:
+        if record is None or job is None or job.machine is None or job.tokens is None:
             return False
         wanted = set(tokens)
         seqs = []
         unasked = False
         for attempt in job.machine.attempts_of(record.name):
-            if job.mint.mint(attempt.seq, attempt.shard, record.name) in wanted:
+            if job.tokens.mint(attempt.seq, attempt.shard, record.name) in wanted:
                 seqs.append(attempt.seq)
                 unasked = unasked or attempt.shard not in job.revoking
                 job.revoking.discard(attempt.shard)
@@ -277,16 +281,23 @@ class Attendance:
 
     def _reconcile(self, job: JobRun, record: DeviceRecord, held: Sequence[HeldAttempt]) -> None:
         assert job.machine is not None
-        assert job.mint is not None
+        assert job.tokens is not None
         genuine: dict[AttemptSeq, HeldAttempt] = {}
         for attempt in held:
-            seq = job.mint.check(attempt.token, attempt.shard, record.name)
-            if seq is not None and attempt.shard < job.machine.grid.shards:
-                genuine[seq] = attempt
+            claim = job.tokens.read(attempt.token, attempt.shard, record.name)
+            if claim is None or attempt.shard >= job.machine.grid.shards:
+                continue
+            if not claim.check or claim.seq in job.machine.attempts:
+                genuine[claim.seq] = attempt
+            elif record.link is not None:
+                # A check of an operator that has died, or one that was given up.
+                record.link.send_cancel(job.uid, (attempt.token,))
         self._lifecycle.apply(job, ev.DeviceGone(record.name, frozenset(genuine)))
         deadline = self._grid.clock.monotonic() + self._grid.settings.lease_minimum_seconds
         for seq, attempt in genuine.items():
             known = seq in job.machine.attempts
+            if known and job.machine.check_number(job.machine.attempts[seq].shard) is not None:
+                continue
             self._lifecycle.apply(job, ev.AttemptHeld(attempt.shard, seq, record.name, deadline, attempt.finished))
             if not known and seq in job.machine.attempts:
                 self._grid.history.resumed(job.uid, record.name, attempt.shard, seq)
@@ -312,18 +323,27 @@ class Attendance:
         if job is None or (job.machine is None and not job.stage.terminal):
             self._keep_orphans(record, uid, outcomes)
             return
-        if job.machine is None or job.mint is None:
+        if job.machine is None or job.tokens is None:
             self._refuse_unknown(record.name, uid, outcomes)
             return
         now = self._grid.clock.monotonic()
         history = self._grid.history
-        outbox = Outbox(uid, job.mint, history)
+        outbox = Outbox(uid, job.tokens, history)
         times, began = self._grid.times, time.thread_time()
         for outcome in outcomes:
-            seq = job.mint.check(outcome.token, outcome.shard, record.name)
-            if seq is None or outcome.shard >= job.machine.grid.shards:
+            claim = job.tokens.read(outcome.token, outcome.shard, record.name)
+            if claim is None or outcome.shard >= job.machine.grid.shards:
                 history.result(uid, record.name, outcome.shard, None, "forged")
                 outbox.refuse(record.name, outcome.token, "NotLeased", "this device was never given that shard")
+                continue
+            seq = claim.seq
+            if claim.check:
+                self._take_check(job, record, seq, outcome, outbox)
+                continue
+            if record.distrusted:
+                history.result(uid, record.name, outcome.shard, seq, "rejected", DISTRUSTED)
+                self._lifecycle.apply(job, ev.AttemptsReturned(record.name, (seq,)))
+                outbox.refuse(record.name, outcome.token, DISTRUSTED, record.distrusted)
                 continue
             if outcome.failed is not None:
                 event: ev.JobEvent = failure_event(outcome, outcome.failed, seq, record.name)
@@ -333,6 +353,7 @@ class Attendance:
             elif not job.machine.is_open(outcome.shard):
                 # Superseded whatever it says; not worth reading the shard again.
                 history.result(uid, record.name, outcome.shard, seq, "superseded")
+                self._lifecycle.verifier.late(job, record, outcome)
                 event = ev.ResultJudged(outcome.shard, seq, record.name, UNDECIDED)
             else:
                 unread = job.unread_of(outcome.shard, outcome)
@@ -351,7 +372,7 @@ class Attendance:
                         continue
                     finally:
                         began = time.thread_time()
-                verdict = job.judge(outcome, unread)
+                verdict = job.judge(outcome, job.machine.grid.size(outcome.shard) - len(unread))
                 event = ev.ResultJudged(outcome.shard, seq, record.name, verdict)
                 judged = "accepted" if verdict.accepted is True else "rejected"
                 history.result(uid, record.name, outcome.shard, seq, judged, verdict.reason)
@@ -369,12 +390,32 @@ class Attendance:
         self._grid.mark(record.name)
         self._grid.touch()
 
+    def _take_check(
+        self, job: JobRun, record: DeviceRecord, seq: AttemptSeq, outcome: ShardOutcome, outbox: Outbox
+    ) -> None:
+        assert job.machine is not None
+        attempt = job.machine.attempts.get(seq)
+        if attempt is None or attempt.device != record.name or job.verification is None:
+            outbox.supersede(record.name, outcome.token)
+            return
+        answer = replace(outcome, shard=attempt.shard)
+        event: ev.JobEvent
+        if answer.failed is not None:
+            event = failure_event(answer, answer.failed, seq, record.name)
+        else:
+            verdict = job.judge(answer, job.verification.rows_sent(attempt.shard))
+            event = ev.ResultJudged(attempt.shard, seq, record.name, verdict)
+            if verdict.accepted is not True:
+                now = self._grid.clock.monotonic()
+                record.set_back(job.uid, now, f"{verdict.reason}: {verdict.message}")
+        effects = job.machine.handle(event, self._grid.clock.monotonic())
+        self._lifecycle.carry_out(job, effects, outbox, answer)
+
     async def _read_again(self, job: JobRun, shard: int) -> tuple[ItemFailure, ...]:
         assert job.admission is not None
         assert job.machine is not None
-        start, stop = job.machine.grid.bounds(shard)
         # Rare: an answer to a lease of a dead operator, so one thread will do.
-        (encoded,) = await job.encode(self._reread, [(start, stop)])
+        (encoded,) = await job.encode(self._reread, [job.items_of(shard)])
         if encoded.failures:
             job.unread[shard] = encoded.failures
         return encoded.failures

@@ -39,6 +39,7 @@ ROUNDS = 8
 next turn."""
 
 Feed = Callable[[JobRun, DeviceRecord, ev.LeaseCut], None]
+NextCheck = Callable[[JobRun, DeviceRecord, bool], int | None]
 
 
 class Dispatcher:
@@ -46,9 +47,11 @@ class Dispatcher:
 
     Args:
         feed: starts sending a lease's items.
+        next_check: the number of the check that a device is to compute now, if any; idle devices get them sooner.
     """
 
-    def __init__(self, grid: Grid, feed: Feed) -> None:
+    def __init__(self, grid: Grid, feed: Feed, next_check: NextCheck) -> None:
+        self._next_check = next_check
         self._fleet = grid.fleet
         self._jobs = grid.active
         self._settings = grid.settings
@@ -118,7 +121,7 @@ class Dispatcher:
             created=job.spec.created,
             lease_seconds=job.spec.sharding.lease_seconds,
             pending_shards=len(machine.pending) if machine is not None else None,
-            active_shards=len(machine.attempts) if machine is not None else 0,
+            active_shards=job.shards_out,
             items_per_shard=machine.grid.per_shard if machine is not None else 0,
             bytes_per_shard=job.bytes_per_shard if job.admission is not None else 0.0,
             working=len(job.working),
@@ -220,6 +223,8 @@ class Dispatcher:
         for name in names_of(columns, everybody[(columns.connected & ~columns.present)[everybody]]):
             record = self._fleet.devices[name]
             own = "draining" if record.draining else f"paused by its owner ({record.restraint.reason})"
+            if record.distrusted:
+                own = "distrusted"
             why = (*verdicts[columns.profile[columns.rows[name]]].reasons, own)
             counts[why] = counts.get(why, 0) + 1
         return counts
@@ -282,7 +287,7 @@ class Dispatcher:
         for job in self._jobs.values():
             machine = job.machine
             pending = len(machine.pending) if machine is not None else None
-            active = len(machine.attempts) if machine is not None else 0
+            active = job.shards_out
             if pending == 0 and (active == 0 or record.ready_for(job.uid)):
                 continue
             if not job.wants_devices or now < job.paused_until or not self._may_work(job, record, now):
@@ -321,13 +326,18 @@ class Dispatcher:
         slots = record.identity.slots
         last = record.progress_at.get(job.uid, 0.0)
         begun = tuple(
-            BusyShard(a.shard, job.machine.attempt_count(a.shard), now - max(a.handed, last)) for a in attempts[:slots]
+            BusyShard(a.shard, job.machine.attempt_count(a.shard), now - max(a.handed, last))
+            for a in attempts[:slots]
+            if job.machine.check_number(a.shard) is None
         )
         waiting = tuple(
             a.shard
             for a in attempts[slots:]
             # A device that is away for a moment cannot be asked.
-            if record.link is not None and a.shard not in job.revoking and job.machine.attempt_count(a.shard) == 1
+            if record.link is not None
+            and a.shard not in job.revoking
+            and job.machine.attempt_count(a.shard) == 1
+            and job.machine.check_number(a.shard) is None
         )
         return BusyDevice(name, self._shard_seconds(job, record), slots, begun, waiting)
 
@@ -348,6 +358,8 @@ class Dispatcher:
 
     def _grant(self, record: DeviceRecord, job: JobRun, count: int, now: float) -> bool:
         assert job.machine is not None
+        if self._check(record, job, now, idle=False):
+            return True
         cut = job.machine.hand_out(record.name, count, now, self._deadline(job, record, count, now))
         if cut is None:
             return False
@@ -358,13 +370,36 @@ class Dispatcher:
         self._feed(job, record, cut)
         return True
 
+    def check_job(self, job: JobRun) -> None:
+        """Hand checks to idle devices, where a job has nothing else left for them to do."""
+        machine, verification = job.machine, job.verification
+        if machine is None or verification is None or machine.stage is not Stage.RUNNING or machine.pending:
+            return
+        now = self._clock.monotonic()
+        if not verification.machine.wants_checks or not job.wants_devices or now < job.paused_until:
+            return
+        columns = self._roster.columns()
+        for name in names_of(columns, columns.idle(job.uid, self._roster.admits(job), now)):
+            self._check(self._fleet.devices[name], job, now, idle=True)
+
+    def _check(self, record: DeviceRecord, job: JobRun, now: float, *, idle: bool) -> bool:
+        if job.verification is None or job.machine is None:
+            return False
+        number = self._next_check(job, record, idle)
+        if number is None:
+            return False
+        cut = job.machine.hand_out_check(record.name, number, now, self._deadline(job, record, 1, now))
+        self._seat(job, record)
+        self._feed(job, record, cut)
+        return True
+
     def _take_back(self, job: JobRun, name: DeviceName, shards: tuple[int, ...]) -> None:
         record = self._fleet.devices[name]
-        if record.link is None or job.mint is None or job.machine is None:
+        if record.link is None or job.tokens is None or job.machine is None:
             return
         wanted = set(shards)
         job.revoking |= wanted
-        tokens = [job.mint.mint(a.seq, a.shard, name) for a in job.machine.attempts_of(name) if a.shard in wanted]
+        tokens = [job.tokens.mint(a.seq, a.shard, name) for a in job.machine.attempts_of(name) if a.shard in wanted]
         log.info("take-back job=%s device=%s shards=%d", job.spec.key, name, len(tokens))
         record.link.send_revoke(job.uid, tokens)
 

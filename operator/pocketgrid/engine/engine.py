@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +25,14 @@ from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.history import Recorder
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.engine.lifecycle import Lifecycle
+from pocketgrid.engine.verifier import waits_for_checks
 from pocketgrid.engine.views import view_device, view_job
 from pocketgrid.model import events as ev
 from pocketgrid.model.device import HardwareClass, NodeView
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.model.job import JobSpec
 from pocketgrid.model.trust import TrustTier
-from pocketgrid.model.view import DeviceView, JobView, Stage
+from pocketgrid.model.view import DeviceView, JobView, Presence, Stage
 from pocketgrid.settings import EngineSettings
 from pocketgrid.worktimes import Work
 
@@ -44,6 +46,7 @@ class Engine:
         nodes_from_facts: there is no cluster, so devices stand for themselves.
         take_over: whoever else may still hold a job's store has lost the leader election.
         recorder: keeps a history of leases, results and commits, if one is wanted.
+        verifier_seed: of the draws of checks; secret and fresh unless given.
 
     Attributes:
         devices: for the gateway: where everything that devices bring goes.
@@ -58,11 +61,19 @@ class Engine:
         nodes_from_facts: bool,
         take_over: bool = False,
         recorder: Recorder | None = None,
+        verifier_seed: int | None = None,
     ) -> None:
         self._grid = Grid(settings, clock, nodes_from_facts=nodes_from_facts, recorder=recorder)
-        self._lifecycle = Lifecycle(self._grid, model_dir, take_over=take_over, on_started=self._job_started)
+        self._lifecycle = Lifecycle(
+            self._grid,
+            model_dir,
+            take_over=take_over,
+            on_started=self._job_started,
+            verifier_seed=secrets.randbits(64) if verifier_seed is None else verifier_seed,
+        )
+        self._verifier = self._lifecycle.verifier
         self._feeder = Feeder(settings, clock, self._lifecycle.apply, self._grid.history)
-        self._dispatcher = Dispatcher(self._grid, self._start_feeding)
+        self._dispatcher = Dispatcher(self._grid, self._start_feeding, self._verifier.next_check)
         self.devices = Attendance(
             self._grid,
             self._lifecycle,
@@ -149,7 +160,7 @@ class Engine:
         return self._view(job) if job is not None else None
 
     def _view(self, job: JobRun) -> JobView:
-        return view_job(job, self._grid, self._dispatcher)
+        return view_job(job, self._grid, self._dispatcher, self._verifier)
 
     def _change(self, job: JobRun, spec: JobSpec) -> None:
         placement_changed = job.spec.placement != spec.placement
@@ -208,6 +219,10 @@ class Engine:
                 self._reconsider(job)
             self._grid.mark_all()
             self._grid.touch()
+
+    def pardon(self, name: DeviceName) -> None:
+        """Somebody looked at a device that was caught with wrong results, and lets it work again."""
+        self._verifier.pardon(name)
 
     def device_views(self) -> Mapping[DeviceName, DeviceView]:
         """All devices that have attached since the engine started, as they are now."""
@@ -283,9 +298,19 @@ class Engine:
             for job in list(self._grid.active.values()):
                 with _survived(f"job={job.spec.key}"):
                     self._lifecycle.look_at_deadlines(job)
+                    self._verifier.collect_lost(job)
                     self._dispatcher.relieve_job(job)
+                    self._dispatcher.check_job(job)
+                    self._settle_last(job)
             with _survived("round"):
                 self._dispatcher.serve_needy()
+
+    def _settle_last(self, job: JobRun) -> None:
+        if job.verification is None or not waits_for_checks(job):
+            return
+        devices = self._grid.fleet.devices.values()
+        present = (r for r in devices if r.presence is Presence.CONNECTED and r.wants_work)
+        self._verifier.settle_last(job, [r for r in present if self._dispatcher.eligible(job, r)])
 
 
 @contextmanager

@@ -70,8 +70,7 @@ class Feeder:
             while rest:
                 group = [h for h in rest[:group_size] if h.seq in job.machine.attempts]
                 if group:
-                    bounds = [job.machine.grid.bounds(h.shard) for h in group]
-                    encoded = await job.encode(self._threads, bounds)
+                    encoded = await job.encode(self._threads, [job.items_of(h.shard) for h in group])
                     if link is None or record.link is not link:
                         break
                     if not may_receive(record.tier, job.spec.placement):
@@ -103,21 +102,25 @@ class Feeder:
         encoded: Sequence[EncodedShard],
     ) -> None:
         assert job.machine is not None
-        assert job.mint is not None
+        assert job.tokens is not None
         assert record.link is not None
         ready, sent = [], []
         empty = []
         for handed, shard in zip(group, encoded, strict=True):
             if handed.seq not in job.machine.attempts:
                 continue
-            job.in_flight.add(handed.shard)
-            if shard.failures:
-                job.unread[handed.shard] = shard.failures
+            if job.machine.check_number(handed.shard) is not None:
+                assert job.verification is not None
+                job.verification.note_sent(handed.shard, shard.failures)
+            else:
+                job.in_flight.add(handed.shard)
+                if shard.failures:
+                    job.unread[handed.shard] = shard.failures
             if shard.rows == 0:
                 empty.append(handed)
                 continue
-            token = job.mint.mint(handed.seq, handed.shard, record.name)
-            ready.append(LeasedShard(handed.shard, token, shard.rows, shard.inputs))
+            token = job.tokens.mint(handed.seq, handed.shard, record.name)
+            ready.append(LeasedShard(job.tokens.wire_index(handed.shard), token, shard.rows, shard.inputs))
             sent.append(handed.seq)
         if ready:
             ttl = max(cut.deadline - self._clock.monotonic(), 0.0)

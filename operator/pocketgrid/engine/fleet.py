@@ -12,6 +12,7 @@ from pocketgrid.engine.links import DeviceLink, HeldAttempt
 from pocketgrid.engine.watched import Watched
 from pocketgrid.model.device import (
     AgentFeature,
+    DeviceFacts,
     DeviceIdentity,
     HardwareClass,
     NodeView,
@@ -20,11 +21,12 @@ from pocketgrid.model.device import (
     device_labels,
 )
 from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
-from pocketgrid.model.job import Placement
+from pocketgrid.model.job import JobSpec, Placement
 from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import Presence
 from pocketgrid.planning.eligibility import Eligibility, classes_of, judge_eligibility
 from pocketgrid.planning.speed import SpeedEstimate
+from pocketgrid.storage.logentries import Worker
 
 SETBACK_FIRST_S = 0.5
 SETBACK_LAST_S = 60.0
@@ -32,7 +34,7 @@ SETBACK_LAST_S = 60.0
 served at once, one sick device with an empty queue would take every shard before the healthy ones could."""
 
 
-_PLANNED_BY = frozenset({"presence", "draining", "restraint", "link", "tier"})
+_PLANNED_BY = frozenset({"presence", "draining", "restraint", "link", "distrusted", "tier"})
 """Attributes of a record that planning asks for, beside those that watch themselves."""
 
 
@@ -77,6 +79,7 @@ class DeviceRecord:
         progress_at: by job, monotonic seconds when a result last arrived; bounds when the next shard was begun.
         feeding: held while a lease is being sent, so that leases arrive in the order they were cut.
         held: what it said it has of jobs the engine does not know yet.
+        distrusted: why nothing of it is believed; empty if that is not so.
         tier: whose it is, as far as the cluster has said.
         touched: gets the device's name whenever something changes that planning asks of it.
     """
@@ -98,6 +101,7 @@ class DeviceRecord:
     held: dict[JobUid, list[HeldAttempt]] = field(default_factory=dict)
     items_done: int = 0
     tier: TrustTier = TrustTier.PUBLIC
+    distrusted: str = ""
     setbacks: Watched[JobUid, Setback] = field(init=False)
     feeding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -119,8 +123,8 @@ class DeviceRecord:
 
     @property
     def wants_work(self) -> bool:
-        """Whether the device takes new work: it neither leaves nor is paused by its owner."""
-        return not self.draining and not self.restraint.paused
+        """Whether the device gets new work: it neither leaves, nor is paused by its owner, nor was caught lying."""
+        return not self.draining and not self.restraint.paused and not self.distrusted
 
     def learn_model_speed(self, model: ModelDigest, items_per_second: float) -> None:
         """The device runs `model` at this speed now, all slots together."""
@@ -191,6 +195,26 @@ class Fleet:
         if known is None:
             known = self._node_classes[node.name] = classes_of(node, self.classes.values())
         return known
+
+    def worker(self, name: DeviceName, spec: JobSpec) -> Worker:
+        """A device as it works for a job now, and what it earns for an item."""
+        record = self.devices.get(name)
+        if record is None:
+            return Worker(name, "", "", "")
+        classes = self.classes_of(record)
+        asked = spec.placement.hardware_classes
+        # Of several classes with a price the first by name counts, so that the price can be foretold.
+        prices = [self.classes[c].price for c in classes if not asked or c in asked]
+        listed = next((price for price in prices if price is not None), None)
+        price_micro = listed.price_micro(spec.model.sha256) if listed is not None else 0
+        identity = record.identity
+        engine, numerics = identity.facts.engine, self.numerics_of(record)
+        return Worker(name, identity.owner, ",".join(classes), engine, price_micro, numerics)
+
+    def numerics_of(self, record: DeviceRecord) -> str:
+        """Numerics class of a device: what its hardware class says, or what it is made of."""
+        stated = [numerics for c in self.classes_of(record) if (numerics := self.classes[c].numerics)]
+        return stated[0] if stated else _numerics(record.identity.facts)
 
     def attached(self, link: DeviceLink) -> DeviceRecord:
         """Record a device that has attached; an existing record keeps what was learned of its speed."""
@@ -300,3 +324,7 @@ class Fleet:
     def _forget_classes_of(self, node: DeviceName) -> None:
         self._node_classes.pop(node, None)
         self.touched.update(record.name for record in self.records_on(node))
+
+
+def _numerics(facts: DeviceFacts) -> str:
+    return "/".join((facts.arch, "+".join(facts.simd), facts.engine))

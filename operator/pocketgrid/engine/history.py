@@ -145,6 +145,11 @@ class History:
         if self._recorder is not None:
             self._recorder.record("reopened", {"job": job, "shards": [int(s) for s in shards]})
 
+    def verified(self, job: JobUid, shards: Iterable[int]) -> None:
+        """Committed shards are final."""
+        if self._recorder is not None:
+            self._recorder.record("verified", {"job": job, "shards": [int(s) for s in shards]})
+
     def settled(self, job: JobUid, device: DeviceName, settlement: Settlement) -> None:
         """A device was told what it may forget."""
         if self._recorder is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pocketgrid.engine.links import AttemptFailure, ShardOutcome
 from pocketgrid.engine.merging import drop_rows, merge_failures
+from pocketgrid.engine.tokens import AttemptTokens
 from pocketgrid.engine.writer import CommitWriter
 from pocketgrid.jobs.machine import JobMachine
 from pocketgrid.model import events as ev
@@ -17,15 +18,17 @@ from pocketgrid.model.device import AgentFeature
 from pocketgrid.model.ids import AttemptSeq, DeviceName, JobUid, ShardIndex
 from pocketgrid.model.job import ACCEPTED, ItemFailure, JobSpec, Verdict
 from pocketgrid.model.tensors import TensorData
+from pocketgrid.model.trust import DataClass
 from pocketgrid.model.view import Explanation, Stage
 from pocketgrid.planning.eligibility import Eligibility
 from pocketgrid.planning.rates import RateWindow
+from pocketgrid.storage.logentries import Worker
 from pocketgrid.trust.judge import OutputExpectation, judge_structure
-from pocketgrid.trust.tokens import TokenMint
 from pocketgrid.worktimes import Work, WorkTimes
 
 if TYPE_CHECKING:
     from pocketgrid.engine.admission import Admission
+    from pocketgrid.engine.verification import JobVerification
     from pocketgrid.storage.encoding import EncodedShard
     from pocketgrid.storage.results import Recovered, ResultStore, ShardCommit
 
@@ -61,8 +64,9 @@ class JobRun:
     executor: ThreadPoolExecutor | None = None
     writer: CommitWriter | None = None
     machine: JobMachine | None = None
-    mint: TokenMint | None = None
+    tokens: AttemptTokens | None = None
     expectations: tuple[OutputExpectation, ...] = ()
+    verification: JobVerification | None = None
     planning_cut: bool = False
     unread: dict[int, tuple[ItemFailure, ...]] = field(default_factory=dict)
     in_flight: set[int] = field(default_factory=set)
@@ -110,9 +114,20 @@ class JobRun:
         return self.stage in (Stage.ADMITTING, Stage.RUNNING) and not self.spec.suspend
 
     @property
+    def shards_out(self) -> int:
+        """Shards and checks that devices have; at least 1 while there is something to check, by whoever comes."""
+        if self.machine is None:
+            return 0
+        to_check = self.verification is not None and self.verification.machine.wants_checks
+        return max(len(self.machine.attempts), int(to_check))
+
+    @property
     def requires(self) -> frozenset[AgentFeature]:
         """What agents must be able to do; nothing is known of it before admission."""
-        return self.admission.job.order.requires if self.admission is not None else frozenset()
+        of_order = self.admission.job.order.requires if self.admission is not None else frozenset()
+        public = self.spec.placement.data_class is DataClass.PUBLIC
+        # An agent that knows nothing of it would write a confidential model to its disk as it is.
+        return of_order if public else of_order | {AgentFeature.SEALED_CACHE}
 
     @property
     def bytes_per_item(self) -> float:
@@ -125,7 +140,15 @@ class JobRun:
         """Estimate of what a shard's inputs weigh."""
         return self.bytes_per_item * (self.machine.grid.per_shard if self.machine is not None else 1)
 
-    async def encode(self, threads: Executor, bounds: Sequence[tuple[int, int]]) -> list[EncodedShard]:
+    def items_of(self, shard: int) -> Sequence[int]:
+        """Numbers of the items of a shard, in order: a range, unless it is the virtual shard of a check."""
+        assert self.machine is not None
+        if self.machine.check_number(shard) is None:
+            return range(*self.machine.grid.bounds(shard))
+        assert self.verification is not None
+        return self.verification.items_of(shard)
+
+    async def encode(self, threads: Executor, wanted: Sequence[Sequence[int]]) -> list[EncodedShard]:
         """Read and encode the items of several shards in a thread, in the narrowest dtypes that lose nothing.
 
         Raises:
@@ -135,7 +158,7 @@ class JobRun:
         assert self.admission is not None
         encoder = self.admission.encoder
         reading = asyncio.get_running_loop().run_in_executor(
-            threads, lambda: [_narrowed(encoder.encode(start, stop, self.times), self.times) for start, stop in bounds]
+            threads, lambda: [_narrowed(encoder.encode_items(items, self.times), self.times) for items in wanted]
         )
         self.readings.add(reading)
         reading.add_done_callback(self.readings.discard)
@@ -166,10 +189,8 @@ class JobRun:
         size = self.machine.grid.size(shard)
         return () if all(t.items == size for t in outcome.outputs) else None
 
-    def judge(self, outcome: ShardOutcome, unread: Sequence[ItemFailure]) -> Verdict:
-        """Whether an answer can be believed."""
-        assert self.machine is not None
-        sent = self.machine.grid.size(outcome.shard) - len(unread)
+    def judge(self, outcome: ShardOutcome, sent: int) -> Verdict:
+        """Whether an answer to `sent` rows can be one at all."""
         verdict = judge_structure(self.expectations, outcome.outputs, outcome.failures, sent)
         if verdict.accepted is not True or self.store is None:
             return verdict
@@ -180,11 +201,13 @@ class JobRun:
         self,
         effect: ev.CommitShard,
         outcome: ShardOutcome | None,
-        owner: str,
-        engine: str,
-        classes: tuple[str, ...],
+        worker: Worker,
     ) -> tuple[ShardCommit, int]:
-        """What goes to disk for an accepted answer, or for a shard that was given up; and how many bytes it weighs."""
+        """What goes to disk for an accepted answer, or for a shard that was given up; and how many bytes it weighs.
+
+        Args:
+            worker: who computed it, and at what price.
+        """
         from pocketgrid.storage.results import ShardCommit
 
         assert self.machine is not None
@@ -212,12 +235,14 @@ class JobRun:
             shard=ShardIndex(shard),
             seq=effect.seq,
             device=effect.device,
-            owner=owner,
+            owner=worker.owner,
             outputs=outputs,
             failures=failures,
             compute_us=compute_us,
-            engine=engine,
-            classes=classes,
+            engine=worker.engine,
+            classes=tuple(worker.classes.split(",")) if worker.classes else (),
+            price=worker.price,
+            numerics=worker.numerics,
         )
         return commit, sum(len(t.data) for t in outputs) + 256
 

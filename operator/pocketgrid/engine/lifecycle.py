@@ -16,6 +16,7 @@ from pocketgrid.engine.jobrun import INPUT_CHANGED, JobRun
 from pocketgrid.engine.links import ShardOutcome
 from pocketgrid.engine.opening import open_job
 from pocketgrid.engine.outbox import Outbox
+from pocketgrid.engine.verifier import Verifier
 from pocketgrid.engine.writer import CommitWriter
 from pocketgrid.errors import InputChangedError, InvalidSpecError, StaleEpochError, StoreError
 from pocketgrid.jobs.machine import JobMachine
@@ -41,13 +42,21 @@ class Lifecycle:
     Args:
         model_dir: where models that are not local files are kept.
         take_over: whoever else may still hold a job's store has lost the leader election.
+        verifier_seed: of the draws of checks.
         on_started: called when a job has a machine, so that devices can say what they already have of it.
     """
 
     def __init__(
-        self, grid: Grid, model_dir: Path, *, take_over: bool, on_started: Callable[[JobRun], Awaitable[None]]
+        self,
+        grid: Grid,
+        model_dir: Path,
+        *,
+        take_over: bool,
+        on_started: Callable[[JobRun], Awaitable[None]],
+        verifier_seed: int,
     ) -> None:
         self._grid = grid
+        self.verifier = Verifier(grid, self.apply, self.on_reopened, seed=verifier_seed)
         self._model_dir = model_dir
         self._take_over = take_over
         self._on_started = on_started
@@ -90,7 +99,7 @@ class Lifecycle:
             job.store,
             job.executor,
             on_committed=lambda group, done: self._on_committed(job, group, done),
-            on_reopened=lambda shards, failed: self._on_reopened(job, shards, failed),
+            on_reopened=lambda shards, failed: self._on_damaged(job, shards, failed),
             on_trouble=lambda exc: self._on_trouble(job, exc),
             queue_bytes=self._grid.settings.commit_queue_bytes,
             times=self._grid.times,
@@ -123,7 +132,7 @@ class Lifecycle:
         items = job.admission.job.items
         # What an item weighs is best seen on some; if they cannot be read just now, admission's estimate will do.
         with suppress(StoreError, OSError):
-            await job.encode(self._sampling, [(0, min(items, SAMPLE_ITEMS, job.admission.encoder.sample_items))])
+            await job.encode(self._sampling, [range(min(items, SAMPLE_ITEMS, job.admission.encoder.sample_items))])
         per_shard = choose_items_per_shard(
             record.speeds[job.uid],
             job.bytes_per_item,
@@ -143,12 +152,14 @@ class Lifecycle:
         assert job.writer is not None
         recovered = job.recovered
         if not recovered.per_shard:
-            await job.writer.plan(per_shard)
+            await job.writer.plan(per_shard, verify=job.spec.verification.wanted)
         machine = JobMachine(
             ShardGrid(job.admission.job.items, per_shard),
             recovered.epoch,
             job.spec.limits,
             committed=recovered.committed,
+            verify=recovered.verify if recovered.per_shard else job.spec.verification.wanted,
+            verified=recovered.verified,
         )
         machine.counters.rows_done = recovered.rows_done
         machine.counters.rows_failed = recovered.rows_failed
@@ -163,6 +174,7 @@ class Lifecycle:
             "started job=%s items=%d shards=%d done=%d epoch=%d",
             job.spec.key, machine.grid.items, machine.grid.shards, len(machine.committed), recovered.epoch,
         )  # fmt: skip
+        self.verifier.start(job)
         effects = machine.start(self._grid.clock.monotonic(), suspended=job.spec.suspend)
         self._carry_out_alone(job, effects)
         await self._on_started(job)
@@ -170,10 +182,10 @@ class Lifecycle:
         self._grid.touch()
 
     def _on_committed(self, job: JobRun, group: Sequence[ShardCommit], committed: Committed) -> None:
-        if job.machine is None or job.mint is None:
+        if job.machine is None or job.tokens is None:
             return
         now = self._grid.clock.monotonic()
-        outbox = Outbox(job.uid, job.mint, self._grid.history)
+        outbox = Outbox(job.uid, job.tokens, self._grid.history)
         refused = dict(committed.refused)
         self._tell_committed(job, group, refused)
         for commit in group:
@@ -189,6 +201,7 @@ class Lifecycle:
             if record is not None:
                 record.items_done += rows - len(commit.failures)
         outbox.deliver(self._grid.fleet.devices)
+        self.verifier.committed(job, [commit for commit in group if commit.shard not in refused])
         self._grid.touch()
 
     def _tell_committed(self, job: JobRun, group: Sequence[ShardCommit], refused: Mapping[ShardIndex, str]) -> None:
@@ -202,7 +215,12 @@ class Lifecycle:
             job.uid, recovered.epoch, ((c.shard, c.seq, c.device, rows(c.shard), len(c.failures)) for c in durable)
         )
 
-    def _on_reopened(self, job: JobRun, shards: Sequence[int], still_failed: int) -> None:
+    def _on_damaged(self, job: JobRun, shards: Sequence[int], still_failed: int) -> None:
+        self.verifier.reopened(job, shards)
+        self.on_reopened(job, shards, still_failed)
+
+    def on_reopened(self, job: JobRun, shards: Sequence[int], still_failed: int) -> None:
+        """Committed shards must be done again; `still_failed` rows are failed among those that stay."""
         if job.machine is not None:
             self._grid.history.reopened(job.uid, shards)
             failed = job.machine.counters.rows_failed - still_failed
@@ -260,8 +278,8 @@ class Lifecycle:
             self._carry_out_alone(job, effects)
 
     def _carry_out_alone(self, job: JobRun, effects: Sequence[ev.JobEffect]) -> None:
-        assert job.mint is not None
-        outbox = Outbox(job.uid, job.mint, self._grid.history)
+        assert job.tokens is not None
+        outbox = Outbox(job.uid, job.tokens, self._grid.history)
         self.carry_out(job, effects, outbox, None)
         outbox.deliver(self._grid.fleet.devices)
 
@@ -278,13 +296,13 @@ class Lifecycle:
             self._grid.history.carried_out(job.uid, effect, answered=outcome is not None)
             match effect:
                 case ev.CommitShard():
-                    record = self._grid.fleet.devices.get(effect.device)
-                    owner = record.identity.owner if record is not None else ""
-                    engine = record.identity.facts.engine if record is not None else ""
-                    classes = self._grid.fleet.classes_of(record) if record is not None else ()
-                    commit, size = job.commit_of(effect, outcome, owner, engine, classes)
+                    worker = self._grid.fleet.worker(effect.device, job.spec)
+                    commit, size = job.commit_of(effect, outcome, worker)
                     assert job.writer is not None
                     job.writer.put(commit, size)
+                case ev.CheckAnswered():
+                    assert outcome is not None
+                    self.verifier.answered(job, effect.shard, outcome)
                 case ev.Settle():
                     outbox.settle(effect)
                 case ev.CancelAttempt():

@@ -8,11 +8,12 @@ from pocketgrid.engine.dispatcher import Dispatcher
 from pocketgrid.engine.fleet import DeviceRecord, Fleet
 from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.jobrun import JobRun
-from pocketgrid.model.view import DeviceView, Explanation, JobView, Presence, Stage
+from pocketgrid.engine.verifier import Verifier, waits_for_checks
+from pocketgrid.model.view import CostView, DeviceView, Explanation, JobView, Presence, Stage, VerificationView
 from pocketgrid.planning.eligibility import summarise_counts, summarise_reasons
 
 
-def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher) -> JobView:
+def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher, verifier: Verifier) -> JobView:
     """One job, now."""
     fleet = grid.fleet
     machine = job.machine
@@ -26,7 +27,7 @@ def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher) -> JobView:
         spec=job.spec,
         stage=job.stage,
         explanation=machine.explanation if machine is not None else job.explanation,
-        obstacle=_obstacle(job, fleet, dispatcher),
+        obstacle=_obstacle(job, fleet, dispatcher, verifier, grid.clock.wall()),
         trouble=job.trouble,
         items=job.admission.job.items if job.admission is not None else 0,
         devices=by_class,
@@ -51,6 +52,8 @@ def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher) -> JobView:
         copies=counters.copies,
         duplicates=counters.duplicates,
         manifest_uri=machine.manifest_uri,
+        verification=_verification(job),
+        cost=_cost(job),
     )
 
 
@@ -70,11 +73,32 @@ def view_device(record: DeviceRecord, fleet: Fleet, jobs: dict[str, JobRun]) -> 
         peak_speeds=dict(record.peak_speeds),
         restraint=record.restraint,
         tier=record.tier,
+        distrusted=record.distrusted,
         leased_shards=sum(held.values()),
         last_seen=record.last_seen,
         items_done=record.items_done,
         jobs=tuple(jobs[uid].uid for uid, count in held.items() if count),
     )
+
+
+def _verification(job: JobRun) -> VerificationView | None:
+    if job.verification is None:
+        return None
+    summary = job.verification.machine.summary()
+    return VerificationView(
+        rows_verified=summary.rows_verified,
+        rows_checked=summary.rows_checked,
+        disagreement_rate=summary.disagreement_rate,
+        redundancy=summary.redundancy,
+        wrong_rows_upper_bound=summary.upper_bound if summary.rows_verified else None,
+    )
+
+
+def _cost(job: JobRun) -> CostView | None:
+    if job.store is None or not (job.spec.budget or job.store.pay.earned_micro or job.store.pay.held_micro):
+        return None
+    limit = job.spec.budget.limit_micro if job.spec.budget is not None else None
+    return CostView(job.store.pay.earned_micro, job.store.pay.held_micro, limit)
 
 
 def _mean_rate(job: JobRun) -> float:
@@ -85,13 +109,19 @@ def _mean_rate(job: JobRun) -> float:
     return rows / max(job.finished - job.started, 1e-3)
 
 
-def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher) -> Explanation | None:
+def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher, verifier: Verifier, now: float) -> Explanation | None:
     if job.stage.terminal or job.stage in (Stage.SUSPENDED, Stage.FINISHING):
         return None
-    if dispatcher.is_served(job):
+    to_check = waits_for_checks(job)
+    if not to_check and dispatcher.is_served(job):
         return None
     connected = [r for r in fleet.devices.values() if r.presence is Presence.CONNECTED]
     able = [r for r in connected if dispatcher.eligible(job, r) and r.wants_work]
+    if to_check and able:
+        assert job.verification is not None
+        why = job.verification.machine.blocked([verifier.witness(record) for record in able], now)
+        remedy = "attach a device of another owner, or measure a ToleranceProfile for these numerics classes"
+        return Explanation("NoVerifier", f"{why}; {remedy}") if why is not None else None
     if able:
         failed: dict[str, tuple[str, ...]] = {
             str(r.name): (order.message,)

@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pocketgrid.errors import InputChangedError, StaleEpochError, StoreError
 from pocketgrid.worktimes import Work, WorkTimes
@@ -67,6 +67,7 @@ class CommitWriter:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._steps: deque[tuple[Callable[[ResultStore], Any], asyncio.Future[Any]]] = deque()
         self._finish: asyncio.Future[Manifest | None] | None = None
         self._closing = False
         self._ended = False
@@ -87,6 +88,18 @@ class CommitWriter:
     async def wait_for_room(self) -> None:
         """Return when results may be taken in again."""
         await self._room.wait()
+
+    async def perform(self, step: Callable[[ResultStore], _T]) -> _T | None:
+        """Have something else done to the store, after what is queued now; None if the writer ends before.
+
+        While the store cannot be written it is tried again, so doing it twice must be harmless.
+        """
+        if self._ended:
+            return None
+        done: asyncio.Future[_T | None] = asyncio.get_running_loop().create_future()
+        self._steps.append((step, done))
+        self._wake.set()
+        return await done
 
     async def finish(self) -> Manifest | None:
         """Write the last parts and the manifest, after all that is queued.
@@ -125,6 +138,10 @@ class CommitWriter:
             while True:
                 if self._queue:
                     await self._commit_group(loop)
+                if self._steps:
+                    await self._take_step(loop)
+                elif self._queue:
+                    continue
                 elif self._finish is not None and not self._finish.done():
                     manifest = await self._persist(loop, self._store_finish)
                     await self._tell_reopened(loop)
@@ -145,16 +162,20 @@ class CommitWriter:
             # Nobody may wait for what will not come: neither a device's reader nor whoever asked for the manifest.
             self._room.set()
             self._answer(None)
+            while self._steps:
+                _, done = self._steps.popleft()
+                if not done.done():
+                    done.set_result(None)
             await loop.run_in_executor(self._executor, self._store.close)
 
-    async def plan(self, per_shard: int) -> None:
-        """Fix the cut, however long the disk takes to have room for it.
+    async def plan(self, per_shard: int, *, verify: bool) -> None:
+        """Fix the cut, and whether results are verified, however long the disk takes to have room for it.
 
         Raises:
             StaleEpochError: another operator has taken over.
             StoreError: the store cannot be written, and `close` was called.
         """
-        await self._persist(asyncio.get_running_loop(), lambda: self._store.plan(per_shard))
+        await self._persist(asyncio.get_running_loop(), lambda: self._store.plan(per_shard, verify=verify))
 
     async def _commit_group(self, loop: asyncio.AbstractEventLoop) -> None:
         group: list[ShardCommit] = []
@@ -168,6 +189,17 @@ class CommitWriter:
         if self._queued_bytes < self._limit:
             self._room.set()
         self._on_committed(group, committed)
+        await self._seal(loop)
+
+    async def _take_step(self, loop: asyncio.AbstractEventLoop) -> None:
+        step, done = self._steps[0]
+        result = await self._persist(loop, lambda: step(self._store))
+        self._steps.popleft()
+        if not done.done():
+            done.set_result(result)
+        await self._seal(loop)
+
+    async def _seal(self, loop: asyncio.AbstractEventLoop) -> None:
         # Between groups, so that no acknowledgement waits for more than the writing of one part.
         if self._store.has_ready_part and await self._persist(loop, self._store_seal) == 0:
             await self._tell_reopened(loop)

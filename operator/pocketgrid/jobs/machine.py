@@ -12,6 +12,8 @@ Laws, checked by `validate`:
 - A result is settled as "committed" only after the event that says it is durable.
 - An attempt is held by one device only, and a device never has two attempts of one shard.
 
+- In a job with verification a committed shard is provisional until it is verified, and the job is not over before.
+
 Late results are welcome: an attempt that was released, or handed out by an operator that has since died, still counts
 if its shard is open. What must be unique is the commit, not the computation.
 """
@@ -23,40 +25,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
+from pocketgrid.jobs.attempts import Attempt, JobCounters
 from pocketgrid.model import events as ev
 from pocketgrid.model.ids import AttemptSeq, DeviceName, Epoch, LeaseId, attempt_seq
 from pocketgrid.model.job import Limits, ShardGrid
 from pocketgrid.model.ranges import IndexSet
 from pocketgrid.model.view import Explanation, Stage
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One execution of one shard by one device.
-
-    Attributes:
-        deadline: monotonic seconds; after it the shard goes elsewhere.
-        handed: monotonic seconds.
-    """
-
-    seq: AttemptSeq
-    shard: int
-    device: DeviceName
-    lease: LeaseId
-    handed: float
-    deadline: float
-    copy: bool = False
-
-
-@dataclass(slots=True)
-class JobCounters:
-    """What has happened to a job so far in this epoch; row counts span epochs."""
-
-    rows_done: int = 0
-    rows_failed: int = 0
-    attempts_lost: int = 0
-    copies: int = 0
-    duplicates: int = 0
 
 
 @dataclass(slots=True)
@@ -69,6 +43,8 @@ class JobMachine:
         limits: when to give up.
         stage: where the job stands.
         released: how often a shard that was handed out has become free again.
+        verify: committed shards are provisional; they must be verified as well.
+        lost_checks: checks whose device gave up or vanished, since somebody last emptied this.
         touched: devices that hold something else than they did when somebody last emptied this.
     """
 
@@ -77,6 +53,9 @@ class JobMachine:
     limits: Limits
     stage: Stage = Stage.RUNNING
     committed: IndexSet = field(default_factory=IndexSet)
+    verify: bool = False
+    verified: IndexSet = field(default_factory=IndexSet)
+    lost_checks: list[int] = field(default_factory=list)
     counters: JobCounters = field(default_factory=JobCounters)
     explanation: Explanation | None = None
     manifest_uri: str = ""
@@ -119,12 +98,28 @@ class JobMachine:
     def hand_out_copy(self, device: DeviceName, shard: int, now: float, deadline: float) -> ev.LeaseCut | None:
         """Give `device` a second attempt at `shard`; None if it is not in flight or `device` has it already."""
         current = self._by_shard.get(shard)
-        if self.stage is not Stage.RUNNING or not current:
+        if self.stage is not Stage.RUNNING or not current or shard >= self.grid.shards:
             return None
         if any(self.attempts[seq].device == device for seq in current):
             return None
         self.counters.copies += 1
         return self._lease(device, [shard], now, deadline, copy=True)
+
+    def hand_out_check(self, device: DeviceName, number: int, now: float, deadline: float) -> ev.LeaseCut:
+        """Give `device` a check; the job must be running.
+
+        To everything below, a check is an attempt at a shard that does not exist: `check_shard(number)`.
+        """
+        assert self.stage is Stage.RUNNING
+        return self._lease(device, [self.check_shard(number)], now, deadline, copy=False)
+
+    def check_shard(self, number: int) -> int:
+        """The virtual shard that stands for a check."""
+        return self.grid.shards + number
+
+    def check_number(self, shard: int) -> int | None:
+        """The check a virtual shard stands for; None if it is a real one."""
+        return shard - self.grid.shards if shard >= self.grid.shards else None
 
     def attempts_of(self, device: DeviceName) -> tuple[Attempt, ...]:
         """What `device` holds, in the order it was handed out."""
@@ -136,12 +131,15 @@ class JobMachine:
 
     def is_open(self, shard: int) -> bool:
         """Whether a result for `shard` could still be of use."""
+        if shard >= self.grid.shards:
+            return shard in self._by_shard
         return not self._is_over() and shard not in self.committed and shard not in self._committing
 
     @property
     def shards_active(self) -> int:
-        """Shards in flight or on their way to disk."""
-        return len(self._by_shard) + len(self._committing)
+        """Shards in flight or on their way to disk, checks left out."""
+        checks = sum(shard >= self.grid.shards for shard in self._by_shard) if self.verify else 0
+        return len(self._by_shard) - checks + len(self._committing)
 
     # ---- events ----
 
@@ -168,6 +166,8 @@ class JobMachine:
                 return self._on_commit_refused(event)
             case ev.ShardsReopened():
                 return self._on_reopened(event)
+            case ev.ShardsVerified():
+                return self._on_verified(event)
             case ev.SuspendChanged():
                 return self._on_suspend(event, now)
             case ev.TimePassed():
@@ -182,6 +182,8 @@ class JobMachine:
 
     def _on_result(self, event: ev.ResultJudged) -> list[ev.JobEffect]:
         shard, seq, device = event.shard, event.seq, event.device
+        if shard >= self.grid.shards:
+            return self._on_check_result(event)
         if self._is_over() or shard in self.committed:
             self._forget(seq)
             self.counters.duplicates += 1
@@ -206,7 +208,7 @@ class JobMachine:
         settled = ev.Settle(event.device, shard, seq, "superseded")
         known = seq in self.attempts
         self._release(seq, of=event.device)
-        if self._is_over() or shard in self.committed or shard in self._committing:
+        if self._is_over() or shard >= self.grid.shards or shard in self.committed or shard in self._committing:
             return [settled]
         if not event.blame_items:
             self.counters.attempts_lost += known
@@ -229,9 +231,30 @@ class JobMachine:
         attempt = self.attempts.get(event.seq)
         if attempt is None or self._is_over():
             return []
+        if event.shard >= self.grid.shards:
+            self._release(event.seq)
+            return []
         effects = self._drop_others(event.shard, event.seq)
         self._begin_commit(event.shard, event.seq, attempt.device)
         return [ev.CommitShard(event.shard, event.seq, attempt.device), *effects]
+
+    def _on_check_result(self, event: ev.ResultJudged) -> list[ev.JobEffect]:
+        shard, seq, device = event.shard, event.seq, event.device
+        if seq not in self.attempts:
+            return [ev.Settle(device, shard, seq, "superseded")]
+        verdict = event.verdict
+        if verdict.accepted is not True:
+            self._release(seq, of=device)
+            return [ev.Settle(device, shard, seq, "refused", verdict.reason or "Undecided", verdict.message)]
+        self._forget(seq)
+        # The word a shard's result would get: whoever is checked must not learn it.
+        return [ev.Settle(device, shard, seq, "committed"), ev.CheckAnswered(shard, seq, device)]
+
+    def _on_verified(self, event: ev.ShardsVerified) -> list[ev.JobEffect]:
+        for shard in event.shards:
+            if shard in self.committed:
+                self.verified.add(shard)
+        return self._check_done()
 
     def _on_held(self, event: ev.AttemptHeld, now: float) -> list[ev.JobEffect]:
         shard, seq, device = event.shard, event.seq, event.device
@@ -239,7 +262,7 @@ class JobMachine:
             return []
         # While a job is suspended nobody works for it, but what is finished is finished.
         wanted = self.stage is Stage.RUNNING or (self.stage is Stage.SUSPENDED and event.finished)
-        if not wanted or shard in self.committed or shard in self._committing:
+        if not wanted or shard >= self.grid.shards or shard in self.committed or shard in self._committing:
             return [ev.CancelAttempt(device, shard, seq)]
         if any(self.attempts[other].device == device for other in self._by_shard.get(shard, ())):
             return [ev.CancelAttempt(device, shard, seq)]
@@ -280,6 +303,7 @@ class JobMachine:
 
     def _on_reopened(self, event: ev.ShardsReopened) -> list[ev.JobEffect]:
         for shard in event.shards:
+            self.verified.discard(shard)
             if self.committed.discard(shard):
                 if self.stage is Stage.FINISHING:
                     self.stage = Stage.RUNNING
@@ -337,7 +361,8 @@ class JobMachine:
         return self._fail("MaxFailedItemsExceeded", f"{failed} items failed, {allowed} are allowed")
 
     def _check_done(self) -> list[ev.JobEffect]:
-        if self.stage is Stage.RUNNING and len(self.committed) == self.grid.shards:
+        settled = self.verified if self.verify else self.committed
+        if self.stage is Stage.RUNNING and len(settled) == self.grid.shards:
             self.stage = Stage.FINISHING
             return [ev.FinishOutput()]
         return []
@@ -402,6 +427,9 @@ class JobMachine:
             return
         self._forget(seq)
         shard = attempt.shard
+        if shard >= self.grid.shards:
+            self.lost_checks.append(shard - self.grid.shards)
+            return
         if shard not in self._by_shard and shard not in self._committing and shard not in self.committed:
             self.pending.add(shard)
             self.released += 1
@@ -432,7 +460,7 @@ class JobMachine:
         Raises:
             AssertionError: a law is broken.
         """
-        in_flight = set(self._by_shard)
+        in_flight = {shard for shard in self._by_shard if shard < self.grid.shards}
         committing = set(self._committing)
         pending = set(self.pending)
         committed = set(self.committed)
@@ -451,4 +479,6 @@ class JobMachine:
             assert not self.attempts or self.stage is Stage.SUSPENDED
         if self.stage is Stage.COMPLETE:
             assert len(self.committed) == self.grid.shards
+            assert not self.verify or len(self.verified) == self.grid.shards
+        assert set(self.verified) <= committed
         assert 0 <= self.counters.rows_failed <= self.counters.rows_done <= self.grid.items

@@ -108,7 +108,7 @@ class CommitRefused:
 
 @dataclass(frozen=True, slots=True)
 class ShardsReopened:
-    """Committed shards whose stored result turned out to be damaged.
+    """Committed shards whose stored result turned out to be damaged, or wrong.
 
     Attributes:
         failed: how many of their items had been counted as failed.
@@ -116,6 +116,13 @@ class ShardsReopened:
 
     shards: tuple[int, ...]
     failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardsVerified:
+    """Committed shards that are final from now on; that is durable."""
+
+    shards: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +167,7 @@ JobEvent = (
     | ShardCommitted
     | CommitRefused
     | ShardsReopened
+    | ShardsVerified
     | SuspendChanged
     | TimePassed
     | OutputFinished
@@ -183,6 +191,19 @@ class CommitShard:
     device: DeviceName
     give_up: str = ""
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckAnswered:
+    """A check came back with an answer that could be one: compare it.
+
+    Attributes:
+        shard: the virtual shard that stood for the check.
+    """
+
+    shard: int
+    seq: AttemptSeq
+    device: DeviceName
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +246,7 @@ class CloseOutput:
     """The job is over: release the store."""
 
 
-JobEffect = CommitShard | Settle | CancelAttempt | CancelJob | FinishOutput | CloseOutput
+JobEffect = CommitShard | CheckAnswered | Settle | CancelAttempt | CancelJob | FinishOutput | CloseOutput
 
 # ---- what a hand-out yields ----
 

@@ -182,6 +182,7 @@ class DeviceView:
         tier: whose it is.
         trust: None if none of its results was ever verified.
         earnings: None if it never earned anything.
+        distrusted: why nothing of it is believed; empty if that is not so.
     """
 
     identity: DeviceIdentity
@@ -199,6 +200,7 @@ class DeviceView:
     tier: TrustTier = TrustTier.PUBLIC
     trust: TrustView | None = None
     earnings: EarningsView | None = None
+    distrusted: str = ""
 
     @property
     def name(self) -> DeviceName:

@@ -105,6 +105,22 @@ class Encoder:
             return self._read_and_encode(start, stop, times)
         return _joined([(first - start, self._read_and_encode(first, end, times)) for first, end in runs])
 
+    def encode_items(self, items: Sequence[int], times: WorkTimes | None = None) -> EncodedShard:
+        """Some items, in the order given; `row` of a failure is the position in `items`. Blocking.
+
+        Raises:
+            StoreError: see `DataSet.read`.
+        """
+        if isinstance(items, range) and items.step == 1:
+            return self.encode(items.start, items.stop, times)
+        pieces = []
+        first = 0
+        for at in range(1, len(items) + 1):
+            if at == len(items) or items[at] != items[at - 1] + 1:
+                pieces.append((first, self.encode(items[first], items[at - 1] + 1, times)))
+                first = at
+        return pieces[0][1] if len(pieces) == 1 else _joined(pieces)
+
     def _read_and_encode(self, start: int, stop: int, times: WorkTimes) -> EncodedShard:
         with times.measure(Work.READ):
             rows = self._data_set.read(start, stop, self._read_columns)

@@ -109,6 +109,7 @@ class Worker:
         classes: names of its hardware classes, sorted and joined by commas; empty if it belonged to none.
         engine: inference engine and version.
         price: micro-units for each row with a result.
+        numerics: numerics class: with which devices' results its own can be compared.
     """
 
     device: str
@@ -116,6 +117,7 @@ class Worker:
     classes: str
     engine: str
     price: int = 0
+    numerics: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +130,12 @@ class Introduced:
     classes: str
     engine: str
     price: int = 0
+    numerics: str = ""
 
     @property
     def worker(self) -> Worker:
         """Who it is, without the number."""
-        return Worker(self.device, self.owner, self.classes, self.engine, self.price)
+        return Worker(self.device, self.owner, self.classes, self.engine, self.price, self.numerics)
 
 
 class Commit(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 
 from pocketgrid.clock import SystemClock
 from pocketgrid.engine.engine import Engine
-from pocketgrid.model.device import NodeView, device_labels
+from pocketgrid.model.device import AgentFeature, NodeView, device_labels
 from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.job import JobSpec, Placement
 from pocketgrid.model.trust import DataClass, TrustTier
@@ -35,8 +35,13 @@ async def a_cluster(tmp_path: Path) -> AsyncIterator[Engine]:
         yield engine
 
 
+def able(device: FakeDevice) -> FakeDevice:
+    device.identity = replace(device.identity, features=frozenset({AgentFeature.SEALED_CACHE}))
+    return device
+
+
 def a_device(engine: Engine, name: str, tier: TrustTier | None = None, **changes) -> FakeDevice:
-    device = FakeDevice(engine, name, **changes)
+    device = able(FakeDevice(engine, name, **changes))
     engine.set_node(NodeView(DeviceName(name), device_labels(device.identity)))
     if tier is not None:
         engine.set_tier(DeviceName(name), tier)
@@ -109,7 +114,7 @@ async def test_what_a_device_may_no_longer_have_is_taken_back_at_once(tmp_path, 
 async def test_what_is_being_read_for_a_device_is_held_back_if_it_falls_meanwhile(tmp_path, monkeypatch) -> None:
     make = JobMaker(tmp_path)
     async with a_cluster(tmp_path) as engine:
-        device = FakeDevice(engine, "falling")
+        device = able(FakeDevice(engine, "falling"))
         engine.set_node(NodeView(device.identity.name, device_labels(device.identity)))
         engine.set_tier(device.identity.name, TrustTier.OWNED)
         spec = make(placement=INTERNAL)
@@ -141,7 +146,24 @@ async def test_what_is_being_read_for_a_device_is_held_back_if_it_falls_meanwhil
 async def test_without_a_cluster_all_devices_are_ours(tmp_path) -> None:
     make = JobMaker(tmp_path)
     async with an_engine(tmp_path) as engine:
-        FakeDevice(engine, "laptop").attach()
+        able(FakeDevice(engine, "laptop")).attach()
         spec = make(placement=Placement(data_class=DataClass.CONFIDENTIAL))
         engine.submit(spec)
         await job_reaches(engine, spec, Stage.COMPLETE)
+
+
+async def test_an_agent_that_would_keep_a_confidential_model_as_it_is_gets_none(tmp_path) -> None:
+    make = JobMaker(tmp_path)
+    async with an_engine(tmp_path) as engine:
+        old = FakeDevice(engine, "old")
+        old.attach()
+        public, internal = make(name="public"), make(name="internal", placement=INTERNAL)
+        engine.submit(public)
+        await job_reaches(engine, public, Stage.COMPLETE)
+        leases = old.leases
+        engine.submit(internal)
+        await until(engine, lambda: (v := engine.job_view(internal.uid)) is not None and v.obstacle is not None)
+        obstacle = view_of(engine, internal).obstacle
+        assert obstacle is not None
+        assert "1 agent too old for SealedCache: update it" in obstacle.message
+        assert old.leases == leases

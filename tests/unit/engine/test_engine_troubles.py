@@ -41,11 +41,11 @@ class Fault:
         self.on = True
         self.raised = 0
 
-        def faulty(this, *args):
+        def faulty(this, *args, **kwargs):
             if self.on and (calls is None or self.raised < calls):
                 self.raised += 1
                 raise error
-            return real(this, *args)
+            return real(this, *args, **kwargs)
 
         monkeypatch.setattr(owner, method, faulty)
 
@@ -218,9 +218,9 @@ async def test_a_job_is_cut_once_however_fast_a_device_is_ready(tmp_path, make_j
     real = ResultStore.plan
     written = threading.Event()
 
-    def slow_plan(this, per_shard: int) -> None:
+    def slow_plan(this, per_shard: int, **options: object) -> None:
         assert written.wait(10)
-        real(this, per_shard)
+        real(this, per_shard, **options)
 
     monkeypatch.setattr(ResultStore, "plan", slow_plan)
     spec = make_job(100, 10)

@@ -43,6 +43,7 @@ class ShardCommit:
         engine: inference engine that computed it.
         classes: hardware classes of the device, sorted.
         price: micro-units that the device earns for each row with a result, once they are verified.
+        numerics: numerics class of the device.
     """
 
     shard: ShardIndex
@@ -55,11 +56,12 @@ class ShardCommit:
     engine: str = ""
     classes: tuple[str, ...] = ()
     price: int = 0
+    numerics: str = ""
 
     @property
     def worker(self) -> Worker:
         """Who computed it."""
-        return Worker(self.device, self.owner, ",".join(self.classes), self.engine, self.price)
+        return Worker(self.device, self.owner, ",".join(self.classes), self.engine, self.price, self.numerics)
 
 
 @dataclass(frozen=True, slots=True)

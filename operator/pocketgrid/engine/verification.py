@@ -1,0 +1,156 @@
+"""One job's verification as the engine holds it: the pure machine, the checks under way, and the answers in dispute.
+
+Not responsible for deciding, which is `trust`, nor for carrying out, which is `verifier`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pocketgrid.engine.links import ShardOutcome
+from pocketgrid.model.job import ItemFailure, ShardGrid
+from pocketgrid.model.tensors import TensorData
+from pocketgrid.model.trust import Comparator, Witness
+from pocketgrid.trust.comparators import agreement
+from pocketgrid.trust.effects import Check, Sample
+from pocketgrid.trust.machine import VerificationMachine
+
+if TYPE_CHECKING:
+    from pocketgrid.storage.logentries import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What somebody says of some items.
+
+    Attributes:
+        outputs: one tensor per result column.
+        rows: sample -> its row in `outputs`, or None if there is no result for it.
+    """
+
+    outputs: tuple[TensorData, ...]
+    rows: Mapping[Sample, int | None]
+
+
+@dataclass(slots=True)
+class OpenCheck:
+    """A check that a device has.
+
+    Attributes:
+        sent: the samples that could be read, in the order in which they were sent.
+    """
+
+    check: Check
+    witness: Witness
+    sent: tuple[Sample, ...] = ()
+
+
+@dataclass(slots=True)
+class JobVerification:
+    """Everything about believing one job's results. Owned by the engine and touched only on its loop.
+
+    Attributes:
+        open: by virtual shard.
+        kept: answers to samples whose question is open, in the order in which they came.
+        look_again: monotonic seconds when a dispute nobody can decide is looked at again.
+        unpaid: by shard, how many of its rows agreed in checks, by who computed these.
+    """
+
+    machine: VerificationMachine
+    grid: ShardGrid
+    comparator: Comparator
+    open: dict[int, OpenCheck] = field(default_factory=dict)
+    kept: dict[Sample, list[Answer]] = field(default_factory=dict)
+    look_again: float = 0.0
+    unpaid: dict[int, dict[Worker, int]] = field(default_factory=dict)
+
+    def items_of(self, virtual: int) -> Sequence[int]:
+        """Numbers of the items of a check, in the order of its samples."""
+        check = self.open[virtual].check
+        return [self.grid.bounds(sample.shard)[0] + sample.row for sample in check.samples]
+
+    def note_sent(self, virtual: int, unread: Sequence[ItemFailure]) -> None:
+        """A check is on its way, without the samples that could not be read."""
+        known = self.open.get(virtual)
+        if known is not None:
+            gone = {failure.row for failure in unread}
+            known.sent = tuple(s for at, s in enumerate(known.check.samples) if at not in gone)
+
+    def rows_sent(self, virtual: int) -> int:
+        """How many rows the answer to a check must have."""
+        known = self.open.get(virtual)
+        return len(known.sent) if known is not None else 0
+
+    def keep(self, answer: Answer, samples: Iterable[Sample]) -> None:
+        """The next answers to `samples` are compared with this one too."""
+        for sample in samples:
+            self.kept.setdefault(sample, []).append(answer)
+
+    def forget(self, samples: Iterable[Sample]) -> None:
+        """No answer to `samples` need be kept any longer."""
+        for sample in samples:
+            self.kept.pop(sample, None)
+
+    def note_agreed(self, worker: Worker, agrees: Mapping[Sample, tuple[bool, ...]]) -> None:
+        """A checker agreed with what is committed: it is paid once that is final."""
+        for sample, same in agrees.items():
+            if same[0]:
+                by_worker = self.unpaid.setdefault(sample.shard, {})
+                by_worker[worker] = by_worker.get(worker, 0) + 1
+
+    def take_earned(self, shards: Iterable[int]) -> dict[Worker, dict[int, int]]:
+        """Who is to be paid for checks now that `shards` are final: rows by shard, by worker."""
+        earned: dict[Worker, dict[int, int]] = {}
+        for shard in shards:
+            for worker, rows in self.unpaid.pop(shard, {}).items():
+                earned.setdefault(worker, {})[shard] = rows
+        return earned
+
+    def compare(self, answer: Answer, canonical: Mapping[int, Answer]) -> dict[Sample, tuple[bool, ...]]:
+        """Whether `answer` agrees with what is committed, and then with each answer remembered, sample by sample.
+
+        Args:
+            canonical: by shard; samples of shards that are not there are left out.
+        """
+        by_shard: dict[int, list[Sample]] = {}
+        for sample in answer.rows:
+            if sample.shard in canonical and sample in canonical[sample.shard].rows:
+                by_shard.setdefault(sample.shard, []).append(sample)
+        agrees: dict[Sample, tuple[bool, ...]] = {}
+        for shard, samples in by_shard.items():
+            same = _agreement(self.comparator, canonical[shard], answer, samples)
+            agrees.update((sample, (bool(yes),)) for sample, yes in zip(samples, same, strict=True))
+        return {sample: same + self._as_earlier(sample, answer) for sample, same in agrees.items()}
+
+    def _as_earlier(self, sample: Sample, answer: Answer) -> tuple[bool, ...]:
+        return tuple(
+            same
+            for earlier in self.kept.get(sample, ())
+            for same in _agreement(self.comparator, earlier, answer, [sample])
+        )
+
+
+def answer_of(outcome: ShardOutcome, sent: Sequence[Sample]) -> Answer:
+    """A device's answer to rows that were `sent`."""
+    failed = {failure.row for failure in outcome.failures}
+    return Answer(outcome.outputs, {s: None if at in failed else at for at, s in enumerate(sent)})
+
+
+def _agreement(comparator: Comparator, reference: Answer, answer: Answer, samples: Sequence[Sample]) -> list[bool]:
+    both: list[Sample] = []
+    mine: list[int] = []
+    theirs: list[int] = []
+    for sample in samples:
+        row, other = reference.rows[sample], answer.rows[sample]
+        if row is not None and other is not None:
+            both.append(sample)
+            mine.append(row)
+            theirs.append(other)
+    same: dict[Sample, bool] = {}
+    if both:
+        equal = agreement(comparator, reference.outputs, mine, answer.outputs, theirs)
+        same = dict(zip(both, equal.tolist(), strict=True))
+    # Two that say there is no result agree as well; their words need not.
+    return [same.get(s, reference.rows[s] is None and answer.rows[s] is None) for s in samples]
