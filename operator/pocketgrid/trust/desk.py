@@ -96,16 +96,18 @@ class CheckDesk:
         room = self._grid.per_shard
         if not partial and self._wanted() < room:
             return None
+        # Traps take the place of others, so that a check with some is no larger than one without.
+        trapped = self.traps.wanted(room)
         disputes = [
             subject
             for subject in self._questions.wanting
             if isinstance(subject, Sample) and self._questions[subject].admits(witness, self._comparable)
-        ][:room]
+        ][: room - trapped]
         queued = self._waiting.take(
-            room - len(disputes), lambda origin: may_check(witness, (origin,), self._comparable), self._rng
+            room - trapped - len(disputes), lambda origin: may_check(witness, (origin,), self._comparable), self._rng
         )
         count = len(disputes) + len(queued)
-        if not count or not (partial or count >= room):
+        if not count or not (partial or count >= room - trapped):
             for sample, window in queued.items():
                 self._waiting.add(window.origin.device, [sample])
             return None
@@ -115,8 +117,7 @@ class CheckDesk:
         origins |= {sample: window.origin for sample, window in queued.items()}
         traps = self.traps.draw(
             witness.device,
-            count,
-            room - count,
+            min(trapped, self.traps.wanted(count)),
             lambda sample, origin: (
                 sample not in windows
                 and sample not in self._questions

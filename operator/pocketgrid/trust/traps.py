@@ -20,6 +20,9 @@ SHARDS_KEPT = 512
 REMEMBERED = 1024
 """Traps a device was given; beyond that all are forgotten, and it may meet one again."""
 
+TRIES = 4
+"""Drawing a trap that may not be asked is in vain; so often, on average, it is tried for each."""
+
 
 class Traps:
     """Final shards of a job, and which device was given which of their items."""
@@ -45,10 +48,12 @@ class Traps:
         """What `device` brought is no measure for others."""
         self._finals = [(shard, origin) for shard, origin in self._finals if origin.device != device]
 
-    def draw(
-        self, device: DeviceName, items: int, room: int, admits: Callable[[Sample, Witness], bool]
-    ) -> dict[Sample, Witness]:
-        """Traps for a check of `items` items with `room` for more, never the same one twice for one device.
+    def wanted(self, items: int) -> int:
+        """How many of a check's `items` are to be traps; 0 as long as nothing is final."""
+        return int(items / ITEMS_PER_TRAP + self._rng.random()) if self._finals else 0
+
+    def draw(self, device: DeviceName, count: int, admits: Callable[[Sample, Witness], bool]) -> dict[Sample, Witness]:
+        """Up to `count` traps for `device`, never the same one twice.
 
         admits: whether an item brought by a device may be asked.
         """
@@ -56,9 +61,8 @@ class Traps:
         if len(given) > REMEMBERED:
             given.clear()
         traps: dict[Sample, Witness] = {}
-        wanted = int(items / ITEMS_PER_TRAP + self._rng.random())
-        for _ in range(min(wanted, room)):
-            if not self._finals:
+        for _ in range(count * TRIES):
+            if len(traps) == count or not self._finals:
                 break
             shard, origin = self._finals[below(self._rng, len(self._finals))]
             sample = Sample(shard, below(self._rng, self._grid.size(shard)))
