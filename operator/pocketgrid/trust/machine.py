@@ -86,6 +86,8 @@ class VerificationMachine:
         self._questions = Questions(grid)
         self._desk = CheckDesk(grid, self._questions, self._window_of, comparable, rng)
         self._given_up: Counter[int] = Counter()
+        # Who was expelled during the current call: one answer can settle several questions that one device lost.
+        self._expelled: set[DeviceName] = set()
 
     # ---- asking ----
 
@@ -197,6 +199,7 @@ class VerificationMachine:
         Raises:
             ValueError: `agrees` does not speak of each kept answer.
         """
+        self._expelled.clear()
         flight = self._desk.take_back(number, witness.device)
         if flight is None:
             return []
@@ -206,7 +209,7 @@ class VerificationMachine:
         effects: list[Effect] = []
         for sample, window in list(flight.windows.items()):
             asked = self._questions.unask(sample, number)
-            if sample not in agrees or Caught(witness.device, "") in effects:
+            if sample not in agrees or witness.device in self._expelled:
                 if not asked:
                     self._ask_again(sample, window)
             elif asked:
@@ -220,15 +223,16 @@ class VerificationMachine:
         """A hedge copy or a late result of `shard` was compared with the canonical one: evidence for nothing.
 
         It counts while the shard is provisional and no other has been compared with it, and only if `witness` is
-        independent of who brought the shard.
+        independent of who brought the shard, and not suspect.
         """
+        self._expelled.clear()
         self.tally.computed += self.grid.size(shard)
         window = self._windows.get(shard)
         question = self._questions.get(shard)
         if window is None or (question is not None and len(question.ballot.voters) > 1):
             return []
         voters = (window.origin,) if question is None else (*question.ballot.voters, *question.asked.values())
-        if not may_check(witness, voters, self._comparable):
+        if not self._standing.may_check(witness, now) or not may_check(witness, voters, self._comparable):
             return []
         self.tally.compared += 1
         self.tally.disagreed += 0 if agrees else 1
@@ -250,6 +254,7 @@ class VerificationMachine:
 
     def caught(self, device: DeviceName, now: float) -> list[Effect]:
         """Another job's machine caught `device`."""
+        self._expelled.clear()
         return self._expel(device, now)
 
     def exhausted(self, witnesses: Sequence[Witness], now: float) -> list[Effect]:
@@ -258,6 +263,7 @@ class VerificationMachine:
         For small fleets: two against one is not much, but nobody else is there. One against one stays open.
         """
         effects: list[Effect] = []
+        self._expelled.clear()
         trusted = [witness for witness in witnesses if self._standing.may_check(witness, now)]
         for subject, question in self._questions:
             if self._questions.get(subject) is not question or question.asked or self._quorum:
@@ -432,13 +438,14 @@ class VerificationMachine:
     # ---- liars ----
 
     def _refute(self, voter: Witness, odds: float, shard: int, now: float) -> list[Effect]:
-        if not self._standing.refute(voter, odds, now):
+        if voter.device in self._expelled or not self._standing.refute(voter, odds, now):
             return []
         reason = f"wrong on an item of shard {shard}, as others found"
         return [Caught(voter.device, reason), *self._expel(voter.device, now)]
 
     def _expel(self, device: DeviceName, now: float) -> list[Effect]:
         effects: list[Effect] = []
+        self._expelled.add(device)
         for number in self._desk.expel(device):
             self.check_lost(number)
         lost = sorted(shard for shard, window in self._windows.items() if window.origin.device == device)
