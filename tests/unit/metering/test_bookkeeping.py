@@ -54,7 +54,7 @@ def sealed(*work: tuple[Payee, int]) -> Sealed:
             [sealed((ADA, 6)), taken_back(delivered(0), 3)], 0, 30, 0, id="and nothing is taken back behind it"
         ),
         pytest.param(
-            [sealed((ADA, 6)), Lost(0), delivered(0, BO, 1), ALL], 0, 51, 0, id="a lost part stays paid, and its heir is"
+            [sealed((ADA, 6)), Lost(0), delivered(0, BO, 1), ALL], 0, 51, 0, id="a lost part stays paid"
         ),
     ],
 )  # fmt: skip
