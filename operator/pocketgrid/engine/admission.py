@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import assert_never
@@ -22,6 +22,8 @@ from pocketgrid.storage.encoding import Encoder, open_encoder
 from pocketgrid.storage.locations import display, local_path
 from pocketgrid.storage.modelstore import ModelStore, StoredModel
 from pocketgrid.storage.reasons import Refusal
+from pocketgrid.trust.comparators import unfit
+from pocketgrid.trust.judge import expect_outputs
 
 _OUTPUTS = "spec.model.outputs"
 _OUTPUT_URI = "spec.output.uri"
@@ -40,6 +42,14 @@ class Admission:
     encoder: Encoder
 
 
+def check_comparator(spec: JobSpec, signature: ModelSignature, plans: Sequence[OutputPlan]) -> None:
+    """Refuse a comparator that could never tell right results from wrong ones."""
+    if spec.verification.wanted:
+        problem = unfit(spec.verification.comparator, expect_outputs(signature, plans))
+        if problem is not None:
+            raise InvalidSpecError(Refusal.UNFIT_COMPARATOR, problem, field="spec.verification.comparator")
+
+
 def admit(spec: JobSpec, models: ModelStore) -> Admission:
     """Look at everything `spec` names. Blocking: hashes the model and may read through the data set once.
 
@@ -54,6 +64,7 @@ def admit(spec: JobSpec, models: ModelStore) -> Admission:
     swapped = {s.output for s in spec.output.postprocess if s.operation is Operation.BATCH_FIRST}
     selected = select_outputs(spec.model.outputs, model, swapped)
     plans = plan_outputs(selected, spec.output.postprocess, _sequence_axis(spec, model.signature))
+    check_comparator(spec, model.signature, plans)
     encoder = open_encoder(spec.input, model.signature, spool_folder=models.scratch)
     order = WorkOrder(
         job=spec.uid,

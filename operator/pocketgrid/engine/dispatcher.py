@@ -12,6 +12,7 @@ from pocketgrid.engine.fleet import DeviceRecord, Order, OrderState
 from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.engine.roster import Roster, names_of
+from pocketgrid.metering.budgets import Exposure, affordable_rows
 from pocketgrid.model import events as ev
 from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.view import Presence, Stage
@@ -360,6 +361,9 @@ class Dispatcher:
         assert job.machine is not None
         if self._check(record, job, now, idle=False):
             return True
+        count = self._affordable(job, record, count)
+        if not count:
+            return False
         cut = job.machine.hand_out(record.name, count, now, self._deadline(job, record, count, now))
         if cut is None:
             return False
@@ -385,6 +389,8 @@ class Dispatcher:
     def _check(self, record: DeviceRecord, job: JobRun, now: float, *, idle: bool) -> bool:
         if job.verification is None or job.machine is None:
             return False
+        if not self._affordable(job, record, 1):
+            return False
         number = self._next_check(job, record, idle)
         if number is None:
             return False
@@ -392,6 +398,23 @@ class Dispatcher:
         self._seat(job, record)
         self._feed(job, record, cut)
         return True
+
+    def _affordable(self, job: JobRun, record: DeviceRecord, shards: int) -> int:
+        """How many of `shards` the job's budget allows to be handed to a device."""
+        budget, machine = job.spec.budget, job.machine
+        if budget is None or machine is None or job.store is None or not machine.verify:
+            return shards
+        per_shard = machine.grid.per_shard
+        held: dict[DeviceName, int] = {name: len(attempts) for name, attempts in machine.by_device.items()}
+        for name in machine.committing_devices:
+            held[name] = held.get(name, 0) + 1
+        out = sum(count * self._fleet.worker(name, job.spec).price for name, count in held.items())
+        exposure = Exposure(job.store.pay.earned_micro, job.store.pay.held_micro, out * per_shard)
+        price = self._fleet.worker(record.name, job.spec).price
+        # A last shard of the job that is shorter is paid for in full here and costs less.
+        allowed = affordable_rows(budget, exposure, price, shards * per_shard) // per_shard
+        job.exhausted = allowed == 0
+        return min(shards, allowed)
 
     def _take_back(self, job: JobRun, name: DeviceName, shards: tuple[int, ...]) -> None:
         record = self._fleet.devices[name]

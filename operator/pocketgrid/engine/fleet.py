@@ -10,6 +10,7 @@ from enum import Enum
 
 from pocketgrid.engine.links import DeviceLink, HeldAttempt
 from pocketgrid.engine.watched import Watched
+from pocketgrid.metering.prices import unit_price
 from pocketgrid.model.device import (
     AgentFeature,
     DeviceFacts,
@@ -202,11 +203,7 @@ class Fleet:
         if record is None:
             return Worker(name, "", "", "")
         classes = self.classes_of(record)
-        asked = spec.placement.hardware_classes
-        # Of several classes with a price the first by name counts, so that the price can be foretold.
-        prices = [self.classes[c].price for c in classes if not asked or c in asked]
-        listed = next((price for price in prices if price is not None), None)
-        price_micro = listed.price_micro(spec.model.sha256) if listed is not None else 0
+        price_micro = unit_price([self.classes[c] for c in classes], spec.model.sha256)
         identity = record.identity
         engine, numerics = identity.facts.engine, self.numerics_of(record)
         return Worker(name, identity.owner, ",".join(classes), engine, price_micro, numerics)

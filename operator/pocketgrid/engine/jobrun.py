@@ -50,6 +50,7 @@ class JobRun:
         in_flight: shards encoded by this process and not yet judged: whether `unread` is known for them.
         working: devices that count as working for it, as of the last tick.
         paused_until: monotonic seconds before which nothing is handed out (reading failed).
+        exhausted: its budget allowed not one more shard when a device was last to get one.
         times: where the operator's processor time goes, of all jobs together.
     """
 
@@ -78,6 +79,7 @@ class JobRun:
     started: float = 0.0
     finished: float = 0.0
     released_seen: int = 0
+    exhausted: bool = False
     wire_bytes_per_item: float = 0.0
     revoking: set[int] = field(default_factory=set)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)

@@ -6,10 +6,11 @@ Not responsible for deciding, which is `trust`, nor for carrying out, which is `
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pocketgrid.engine.links import ShardOutcome
+from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.job import ItemFailure, ShardGrid
 from pocketgrid.model.tensors import TensorData
 from pocketgrid.model.trust import Comparator, Witness
@@ -65,6 +66,7 @@ class JobVerification:
     kept: dict[Sample, list[Answer]] = field(default_factory=dict)
     look_again: float = 0.0
     unpaid: dict[int, dict[Worker, int]] = field(default_factory=dict)
+    _versions: dict[int, int] = field(default_factory=dict)
 
     def items_of(self, virtual: int) -> Sequence[int]:
         """Numbers of the items of a check, in the order of its samples."""
@@ -93,6 +95,15 @@ class JobVerification:
         for sample in samples:
             self.kept.pop(sample, None)
 
+    def changed(self, shards: Iterable[int]) -> None:
+        """What is committed for `shards` is another result from now on, or none."""
+        for shard in shards:
+            self._versions[shard] = self._versions.get(shard, 0) + 1
+
+    def version(self, shard: int) -> int:
+        """A number that tells whether what is committed for a shard is still the same."""
+        return self._versions.get(shard, 0)
+
     def note_agreed(self, worker: Worker, agrees: Mapping[Sample, tuple[bool, ...]]) -> None:
         """A checker agreed with what is committed: it is paid once that is final."""
         for sample, same in agrees.items():
@@ -108,6 +119,12 @@ class JobVerification:
                 earned.setdefault(worker, {})[shard] = rows
         return earned
 
+    def pay_nothing_to(self, device: DeviceName) -> None:
+        """The device lied: what it is owed for checks is void."""
+        for by_worker in self.unpaid.values():
+            for worker in [w for w in by_worker if w.device == device]:
+                del by_worker[worker]
+
     def compare(self, answer: Answer, canonical: Mapping[int, Answer]) -> dict[Sample, tuple[bool, ...]]:
         """Whether `answer` agrees with what is committed, and then with each answer remembered, sample by sample.
 
@@ -121,7 +138,7 @@ class JobVerification:
         agrees: dict[Sample, tuple[bool, ...]] = {}
         for shard, samples in by_shard.items():
             same = _agreement(self.comparator, canonical[shard], answer, samples)
-            agrees.update((sample, (bool(yes),)) for sample, yes in zip(samples, same, strict=True))
+            agrees.update((sample, (yes,)) for sample, yes in zip(samples, same, strict=True))
         return {sample: same + self._as_earlier(sample, answer) for sample, same in agrees.items()}
 
     def _as_earlier(self, sample: Sample, answer: Answer) -> tuple[bool, ...]:
@@ -150,7 +167,16 @@ def _agreement(comparator: Comparator, reference: Answer, answer: Answer, sample
             theirs.append(other)
     same: dict[Sample, bool] = {}
     if both:
-        equal = agreement(comparator, reference.outputs, mine, answer.outputs, theirs)
+        outputs = [_folded(tensor, like) for tensor, like in zip(answer.outputs, reference.outputs, strict=False)]
+        equal = agreement(comparator, reference.outputs, mine, outputs, theirs)
         same = dict(zip(both, equal.tolist(), strict=True))
     # Two that say there is no result agree as well; their words need not.
     return [same.get(s, reference.rows[s] is None and answer.rows[s] is None) for s in samples]
+
+
+def _folded(tensor: TensorData, like: TensorData) -> TensorData:
+    """`tensor` as it would be staged: ragged if `like` is, though all of its items happen to be of one length."""
+    if like.row_lengths is None or tensor.row_lengths is not None or len(tensor.shape) < 2:
+        return tensor
+    items, length, *rest = tensor.shape
+    return replace(tensor, shape=(items * length, *rest), row_lengths=(length,) * items)

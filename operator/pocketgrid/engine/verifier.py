@@ -102,6 +102,7 @@ class Verifier:
                 # Nobody has an answer to it: its items could not be read, or several devices failed at them.
                 final.append(commit.shard)
                 continue
+            job.verification.changed([commit.shard])
             effects += job.verification.machine.committed(commit.shard, self._witness_of(commit.worker), now)
         self._carry_out(job, effects)
         if final:
@@ -233,17 +234,23 @@ class Verifier:
     async def _canonical(self, job: JobRun, shards: set[int]) -> dict[int, Answer]:
         """What is committed for these shards, those that were taken back meanwhile left out."""
         assert job.writer is not None
-        wanted = [ShardIndex(shard) for shard in sorted(shards)]
+        assert job.verification is not None
+        version, size = job.verification.version, job.verification.grid.size
+        wanted = {ShardIndex(shard): version(shard) for shard in sorted(shards)}
         found = await job.writer.perform(lambda store: {shard: store.read_staged(shard) for shard in wanted})
-        assert job.machine is not None
-        size = job.machine.grid.size
-        return {n: _answer(n, staged, size(n)) for n, staged in (found or {}).items() if staged is not None}
+        # What was taken back and done again meanwhile is not what was read.
+        return {
+            shard: _answer(shard, staged, size(shard))
+            for shard, staged in (found or {}).items()
+            if staged is not None and version(shard) == wanted[shard]
+        }
 
     # ---- effects ----
 
     def _carry_out(self, job: JobRun, effects: Sequence[trust.Effect], answer: Answer | None = None) -> None:
         """Carry out `effects` in order; they follow from `answer`, if one was given."""
         assert job.verification is not None
+        assert job.machine is not None
         broken = ""
         verified: list[int] = []
         reopened: list[int] = []
@@ -268,13 +275,18 @@ class Verifier:
                     job.verification.forget(effect.samples)
                 case _:
                     assert_never(effect)
-        if verified or reopened:
-            self._grid.spawn(self._settle(job, verified, reopened), name=f"settle-{job.spec.key}")
+        job.verification.changed(reopened)
+        # Known answers were final before they were asked for again.
+        known = [shard for shard in job.verification.unpaid if shard in job.machine.verified]
+        if verified or reopened or known:
+            self._grid.spawn(self._settle(job, verified, reopened, known), name=f"settle-{job.spec.key}")
         if broken:
             remedy = "allow for tolerances in spec.verification, or use a model whose results can be repeated"
             self._apply(job, ev.JobBroken(NO_CONSENSUS, f"{broken}; {remedy}"))
 
-    async def _settle(self, job: JobRun, verified: Sequence[int], reopened: Sequence[int]) -> None:
+    async def _settle(
+        self, job: JobRun, verified: Sequence[int], reopened: Sequence[int], known: Sequence[int] = ()
+    ) -> None:
         from pocketgrid.storage.results import Check
 
         assert job.writer is not None
@@ -282,7 +294,7 @@ class Verifier:
         job.verification.take_earned(reopened)
         checks = [
             Check(worker, sum(rows.values()), shards=tuple(ShardIndex(s) for s in sorted(rows)))
-            for worker, rows in job.verification.take_earned(verified).items()
+            for worker, rows in job.verification.take_earned((*verified, *known)).items()
         ]
         final, back = [ShardIndex(s) for s in verified], [ShardIndex(s) for s in reopened]
         settled = await job.writer.perform(
@@ -306,6 +318,8 @@ class Verifier:
             log.warning("distrusted device=%s cause=%s", device, reason)
             record.distrusted = reason
         for job in list(self._grid.active.values()):
+            if job.verification is not None:
+                job.verification.pay_nothing_to(device)
             if job.verification is not None and job is not but:
                 self._carry_out(job, job.verification.machine.caught(device, self._grid.clock.wall()))
             self._apply(job, ev.DeviceGone(device))

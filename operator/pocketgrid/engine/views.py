@@ -9,6 +9,7 @@ from pocketgrid.engine.fleet import DeviceRecord, Fleet
 from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.engine.verifier import Verifier, waits_for_checks
+from pocketgrid.model.money import write_money
 from pocketgrid.model.view import CostView, DeviceView, Explanation, JobView, Presence, Stage, VerificationView
 from pocketgrid.planning.eligibility import summarise_counts, summarise_reasons
 
@@ -112,6 +113,10 @@ def _mean_rate(job: JobRun) -> float:
 def _obstacle(job: JobRun, fleet: Fleet, dispatcher: Dispatcher, verifier: Verifier, now: float) -> Explanation | None:
     if job.stage.terminal or job.stage in (Stage.SUSPENDED, Stage.FINISHING):
         return None
+    if job.exhausted and job.spec.budget is not None:
+        limit = write_money(job.spec.budget.limit_micro)
+        remedy = "raise spec.budget.limit; the job goes on from where it is"
+        return Explanation("BudgetExhausted", f"another shard could cost more than the limit of {limit}; {remedy}")
     to_check = waits_for_checks(job)
     if not to_check and dispatcher.is_served(job):
         return None

@@ -136,6 +136,11 @@ class JobMachine:
         return not self._is_over() and shard not in self.committed and shard not in self._committing
 
     @property
+    def committing_devices(self) -> Iterable[DeviceName]:
+        """Whose results are on their way to disk; once for each shard."""
+        return self._committing_device.values()
+
+    @property
     def shards_active(self) -> int:
         """Shards in flight or on their way to disk, checks left out."""
         checks = sum(shard >= self.grid.shards for shard in self._by_shard) if self.verify else 0

@@ -63,6 +63,8 @@ class Refusal:
     INVALID_TOKENIZER: Final = "InvalidTokenizer"
 
     # What comes out
+    UNFIT_COMPARATOR: Final = "UnfitComparator"
+    """Results of this model cannot be told apart as `spec.verification` asks."""
     INVALID_POSTPROCESS: Final = "InvalidPostprocess"
     OUTPUT_UNWRITABLE: Final = "OutputUnwritable"
     UNSUPPORTED_OUTPUT: Final = "UnsupportedOutput"

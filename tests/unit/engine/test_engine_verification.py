@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from pocketgrid.engine.engine import Engine
 from pocketgrid.engine.links import LeasedShard, ShardOutcome
 from pocketgrid.model.device import HardwareClass, NodeView, device_labels
 from pocketgrid.model.job import ItemFailure, JobSpec
-from pocketgrid.model.money import PriceList
+from pocketgrid.model.money import Budget, BudgetAction, PriceList
 from pocketgrid.model.selectors import LabelSelector
 from pocketgrid.model.tensors import TensorData
-from pocketgrid.model.trust import Verification, VerificationMode
+from pocketgrid.model.trust import Comparator, ComparatorKind, Verification, VerificationMode
 from pocketgrid.model.view import Stage
 from pocketgrid.storage.results import verify_output
 from pocketgrid.storage.results.manifest import load_manifest
@@ -253,3 +254,34 @@ async def test_verified_work_is_paid_and_wrong_work_is_not(tmp_path, make_job) -
     assert manifest.work is not None
     assert {share.device for share in manifest.work.devices} == {"device-ada", "device-bob", "device-cyd"}
     check_output(tmp_path, spec, 400)
+
+
+async def test_a_budget_is_never_overspent_and_can_be_raised(tmp_path, make_job) -> None:
+    limit = 7 * 500
+    spec = verified(make_job, VerificationMode.QUORUM, 400)
+    spec = replace(spec, budget=Budget(limit, BudgetAction.STOP))
+    async with strangers(tmp_path) as engine:
+        engine.set_classes({"all": HardwareClass("all", LabelSelector(), PriceList(7))})
+        attach(engine, "ada", "bob", "cyd")
+        engine.submit(spec)
+        reason = "BudgetExhausted"
+        await until(engine, lambda: (o := view_of(engine, spec).obstacle) is not None and o.reason == reason)
+        view = view_of(engine, spec)
+        assert view.cost is not None
+        assert 0 < view.cost.spent_micro + view.cost.escrow_micro <= limit
+        assert view.stage is Stage.RUNNING
+        engine.submit(replace(spec, budget=Budget(100 * limit, BudgetAction.STOP)))
+        view = await job_reaches(engine, spec, Stage.COMPLETE)
+        assert view.cost is not None
+        assert view.cost.spent_micro >= 2 * 400 * 7
+    check_output(tmp_path, spec, 400)
+
+
+async def test_a_comparator_that_cannot_work_is_refused(tmp_path, make_job) -> None:
+    spec = verified(make_job, VerificationMode.AUDIT, comparator=Comparator(ComparatorKind.TOP_K, k=1000))
+    async with strangers(tmp_path) as engine:
+        engine.submit(spec)
+        view = await job_reaches(engine, spec, Stage.REFUSED)
+    assert view.explanation is not None
+    assert view.explanation.reason == "UnfitComparator"
+    assert "k 1000" in view.explanation.message
