@@ -22,6 +22,7 @@ from pocketgrid import __version__
 from pocketgrid.clock import SystemClock
 from pocketgrid.errors import InvalidSpecError, PocketGridError, StoreError
 from pocketgrid.history import HistoryFile
+from pocketgrid.ledger.commands import ledger_commands
 from pocketgrid.settings import GatewaySettings, Settings
 from pocketgrid.telemetry.logs import LEVELS, configure_logs
 
@@ -244,3 +245,6 @@ def _default_state_dir() -> Path:
 
 def _complain(message: str) -> None:
     typer.echo(f"pocketgrid: {message}", err=True)
+
+
+app.add_typer(ledger_commands(_default_state_dir), name="ledger")
