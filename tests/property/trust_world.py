@@ -67,6 +67,7 @@ class TrustWorld:
         self.canonical: dict[int, tuple[Device, list[str]]] = {}
         self.kept: dict[Sample, list[tuple[Device, str]]] = {}
         self.under_way: list[tuple[Device, Check]] = []
+        self.asked_about: dict[int, object] = {}
         self.caught: set[DeviceName] = set()
         self.refused: dict[int, set[DeviceName]] = {}
         self.verified: set[int] = set()
@@ -204,13 +205,16 @@ class TrustWorld:
     def check_is_allowed(self, device: Device, check: Check) -> None:
         samples = check.samples
         assert 0 < len(samples) == len(set(samples)) <= self.grid.per_shard
+        self.asked_about[check.number] = self.canonical[samples[0].shard]
         if check.replica:
             shard = samples[0].shard
             assert samples == tuple(Sample(shard, row) for row in range(self.grid.size(shard)))
         for sample in samples:
             others = [self.canonical[sample.shard][0], *(other for other, _ in self.kept.get(sample, ()))]
             if check.replica:
-                others += [d for d, c in self.under_way if c.replica and c.samples[0].shard == sample.shard]
+                # A check that was handed out before the shard was taken back and done again is of no account.
+                canonical = self.canonical[sample.shard]
+                others += [d for d, c in self.under_way if c.replica and self.asked_about[c.number] is canonical]
             for other in others:
                 a, b = device.witness, other.witness
                 assert a.device != b.device, "nobody checks what they brought or have answered"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,10 @@ from pocketgrid.trust.waiting import WaitingSamples
 from pocketgrid.trust.windows import Window, samples_of
 
 PATIENCE_S = 30.0
-"""A busy device gets a check that is not full only if something has waited so long."""
+"""If something has waited so long, a busy device gets a check that is not full, and one may check more of a window."""
+
+SPREAD = 4
+"""A window's samples go to so many checkers at least, where there are as many; or to each one, where it has fewer."""
 
 
 @dataclass(slots=True)
@@ -60,6 +64,7 @@ class CheckDesk:
         self._waiting = WaitingSamples(window_of)
         self._waiting_since: float | None = None
         self._flights: dict[int, Flight] = {}
+        self._askers: dict[DeviceName, Witness] = {}
         self._next_number = 0
 
     # ---- what is to be asked ----
@@ -69,9 +74,10 @@ class CheckDesk:
         self._waiting.add(device, samples)
         self.note_waiting(now)
 
-    def wait_again(self, sample: Sample, device: DeviceName) -> None:
-        """A sample of `device` was handed out in vain."""
-        self._waiting.add(device, [sample])
+    def wait_again(self, sample: Sample, window: Window, checker: DeviceName) -> None:
+        """A sample was given to `checker` in vain."""
+        window.given[checker] -= 1
+        self._waiting.add(window.origin.device, [sample])
 
     def note_waiting(self, now: float) -> None:
         """Something may have begun to wait."""
@@ -92,7 +98,8 @@ class CheckDesk:
 
     def samples(self, witness: Witness, idle: bool, now: float) -> Check | None:
         """Disputed and waiting items, as many as a shard has; fewer for the idle, or if something has waited long."""
-        partial = idle or (self._waiting_since is not None and now - self._waiting_since >= PATIENCE_S)
+        stuck = self._waiting_since is not None and now - self._waiting_since >= PATIENCE_S
+        partial = idle or stuck
         room = self._grid.per_shard
         if not partial and self._wanted() < room:
             return None
@@ -103,13 +110,21 @@ class CheckDesk:
             for subject in self._questions.wanting
             if isinstance(subject, Sample) and self._questions[subject].admits(witness, self._comparable)
         ][: room - trapped]
-        queued = self._waiting.take(
-            room - trapped - len(disputes), lambda origin: may_check(witness, (origin,), self._comparable), self._rng
-        )
+        self._askers[witness.device] = witness
+
+        def claim(window: Window) -> bool:
+            if not may_check(witness, (window.origin,), self._comparable):
+                return False
+            if not stuck and window.given[witness.device] >= self._most_of(window):
+                return False
+            window.given[witness.device] += 1
+            return True
+
+        queued = self._waiting.take(room - trapped - len(disputes), claim, self._rng)
         count = len(disputes) + len(queued)
         if not count or not (partial or count >= room - trapped):
             for sample, window in queued.items():
-                self._waiting.add(window.origin.device, [sample])
+                self.wait_again(sample, window, witness.device)
             return None
         windows: dict[Sample, Window | None] = {s: self._questions[s].window for s in disputes}
         windows.update(queued)
@@ -146,11 +161,21 @@ class CheckDesk:
     def expel(self, device: DeviceName) -> Sequence[int]:
         """What `device` brought is no measure for others. Returns the numbers of the checks it has."""
         self.traps.forget_device(device)
+        self._askers.pop(device, None)
         for flight in self._flights.values():
             for sample in [s for s, window in flight.windows.items() if window is None]:
                 if flight.origins[sample].device == device and sample not in self._questions:
                     del flight.windows[sample]
         return [number for number, flight in self._flights.items() if flight.witness.device == device]
+
+    def _most_of(self, window: Window) -> int:
+        """How many of a window's samples one checker may have, so that no one in league with its device decides."""
+        crowd = 0
+        for asker in self._askers.values():
+            crowd += may_check(asker, (window.origin,), self._comparable)
+            if crowd == SPREAD:
+                break
+        return math.ceil(window.samples / max(1, crowd))
 
     def _wanted(self) -> int:
         return len(self._waiting) + self._questions.wanting_count

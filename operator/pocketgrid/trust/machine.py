@@ -186,7 +186,7 @@ class VerificationMachine:
             self._questions.unask(flight.check.samples[0].shard, number)
         for sample, window in flight.windows.items():
             if not self._questions.unask(sample, number):
-                self._ask_again(sample, window)
+                self._ask_again(sample, window, flight.witness.device)
 
     def answered(
         self, number: int, witness: Witness, agrees: Mapping[Sample, tuple[bool, ...]], now: float
@@ -211,7 +211,7 @@ class VerificationMachine:
             asked = self._questions.unask(sample, number)
             if sample not in agrees or witness.device in self._expelled:
                 if not asked:
-                    self._ask_again(sample, window)
+                    self._ask_again(sample, window, witness.device)
             elif asked:
                 self._questions[sample].ballot.add(flight.witness, agrees[sample])
                 effects += [KeepAnswers((sample,)), *self._settle(sample, now)]
@@ -328,9 +328,9 @@ class VerificationMachine:
 
     # ---- samples ----
 
-    def _ask_again(self, sample: Sample, window: Window | None) -> None:
+    def _ask_again(self, sample: Sample, window: Window | None, checker: DeviceName) -> None:
         if window is not None and self._is_asked(sample, window):
-            self._desk.wait_again(sample, window.origin.device)
+            self._desk.wait_again(sample, window, checker)
 
     def _is_asked(self, sample: Sample, window: Window | None) -> bool:
         """Whether the undisputed `sample`, drawn for `window` or as a trap, still means what it meant then."""

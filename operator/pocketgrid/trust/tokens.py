@@ -5,8 +5,6 @@ commit log, so an operator that was killed recognises, after its restart, the re
 handed out, although nothing was written when they were. A device cannot make a token, use another device's, or
 move one to another shard or job.
 
-Checks have tokens of another domain: nobody but the operator can tell them from those of shards.
-
 MAC: keyed BLAKE2b (RFC 7693, section 2.9), 16 bytes.
 """
 
@@ -15,20 +13,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
-from enum import Enum
 
 from pocketgrid.model.ids import AttemptSeq, DeviceName, JobUid
 
 MAC_BYTES = 16
 TOKEN_BYTES = 8 + MAC_BYTES
 KEY_BYTES = 32
-
-
-class Domain(Enum):
-    """What an attempt is at; the value personalises the MAC."""
-
-    SHARD = b""
-    CHECK = b"check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +36,21 @@ class TokenMint:
         if len(self.key) != KEY_BYTES:
             raise ValueError(f"a token key has {KEY_BYTES} bytes, not {len(self.key)}")
 
-    def mint(self, seq: AttemptSeq, shard: int, device: DeviceName, domain: Domain = Domain.SHARD) -> bytes:
+    def mint(self, seq: AttemptSeq, shard: int, device: DeviceName) -> bytes:
         """The token of one attempt; `TOKEN_BYTES` long."""
         number = seq.to_bytes(8, "big")
-        return number + self._mac(number, shard, device, domain)
+        return number + self._mac(number, shard, device)
 
-    def check(self, token: bytes, shard: int, device: DeviceName, domain: Domain = Domain.SHARD) -> AttemptSeq | None:
-        """The attempt's number if `token` was minted for this job, shard, device and domain, else None."""
+    def check(self, token: bytes, shard: int, device: DeviceName) -> AttemptSeq | None:
+        """The attempt's number if `token` was minted for this job, shard and device, else None."""
         if len(token) != TOKEN_BYTES:
             return None
         number, mac = token[:8], token[8:]
-        if not hmac.compare_digest(mac, self._mac(number, shard, device, domain)):
+        if not hmac.compare_digest(mac, self._mac(number, shard, device)):
             return None
         return AttemptSeq(int.from_bytes(number, "big"))
 
-    def _mac(self, number: bytes, shard: int, device: str, domain: Domain) -> bytes:
+    def _mac(self, number: bytes, shard: int, device: str) -> bytes:
         # Lengths are fixed or stated, so that no two attempts share one message.
         job = self.job.encode()
         message = b"%b%b%b%b%b" % (
@@ -70,4 +60,4 @@ class TokenMint:
             job,
             device.encode(),
         )
-        return hashlib.blake2b(message, key=self.key, digest_size=MAC_BYTES, person=domain.value).digest()
+        return hashlib.blake2b(message, key=self.key, digest_size=MAC_BYTES).digest()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 
 from pocketgrid.clock import Rng
 from pocketgrid.model.ids import DeviceName
-from pocketgrid.model.trust import Witness
 from pocketgrid.trust.draws import below
 from pocketgrid.trust.effects import Sample
 from pocketgrid.trust.windows import Window
@@ -35,25 +34,25 @@ class WaitingSamples:
             self._by_device.setdefault(device, []).extend(added)
             self._count += len(added)
 
-    def take(self, room: int, admits: Callable[[Witness], bool], rng: Rng) -> dict[Sample, Window]:
-        """Remove and return up to `room` samples of devices that are admitted.
+    def take(self, room: int, claim: Callable[[Window], bool], rng: Rng) -> dict[Sample, Window]:
+        """Remove and return up to `room` samples, from devices in turn.
 
-        From devices in turn, so that a window is checked by many: whoever is in league with its device gets little.
+        claim: asked before each sample whether it may be taken, as things stand by then.
         """
         taken: dict[Sample, Window] = {}
         devices = list(self._by_device)
         start = below(rng, len(devices)) if devices else 0
         devices = devices[start:] + devices[:start]
         while devices and len(taken) < room:
-            devices = [d for d in devices if len(taken) < room and self._take_one(d, admits, taken)]
+            devices = [d for d in devices if len(taken) < room and self._take_one(d, claim, taken)]
         return taken
 
-    def _take_one(self, device: DeviceName, admits: Callable[[Witness], bool], taken: dict[Sample, Window]) -> bool:
+    def _take_one(self, device: DeviceName, claim: Callable[[Window], bool], taken: dict[Sample, Window]) -> bool:
         """Move one sample of `device`; False if there are no more that may be taken."""
         samples = self._by_device[device]
         while samples:
             window = self._window_of(samples[-1])
-            if window is not None and not admits(window.origin):
+            if window is not None and not claim(window):
                 return False
             sample = samples.pop()
             self._count -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from pocketgrid.clock import Rng
@@ -27,6 +28,7 @@ class Window:
         closed: samples were drawn; no shard is added any more.
         outstanding: questions not yet answered. Nothing is final while there are any.
         passed: items that agreed, and who said so.
+        given: how many samples each checker was given.
     """
 
     origin: Witness
@@ -35,6 +37,12 @@ class Window:
     closed: bool = False
     outstanding: set[Subject] = field(default_factory=set)
     passed: dict[Sample, DeviceName] = field(default_factory=dict)
+    given: Counter[DeviceName] = field(default_factory=Counter)
+
+    @property
+    def samples(self) -> int:
+        """How many rows were drawn."""
+        return len(self.outstanding) + len(self.passed)
 
     def add(self, shard: int, items: int) -> None:
         """One more provisional shard."""
