@@ -4,16 +4,19 @@ RUN := .venv/bin/python
 # onnxruntime reports to its maker unless told not to before it is imported.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo test chaos peers bench lint types generate verify lock clean
+.PHONY: help setup demo demo-trust test chaos peers bench bench-trust lint types generate verify lock clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: ## Make .venv with everything needed, pinned and checked by hash
 	@PYTHON=$(PYTHON) hack/setup.sh
 
 demo: setup ## Real API server, operator and four agents embed 3,000 sentences while things are killed
 	@$(RUN) -m hack.demo
+
+demo-trust: setup ## Six strangers' devices, two of them liars, and a job without a wrong row
+	@$(RUN) -m hack.demo_trust
 
 test: setup ## All tests, on a real API server and with real agents
 	@$(RUN) -m pytest
@@ -26,6 +29,9 @@ peers: ## Install what `make bench` can compare with: Ray Data and Dask
 
 bench: setup ## Measure against the bare limit and write docs/benchmarks.md
 	@$(RUN) -m hack.bench
+
+bench-trust: setup ## Verification in simulation: liars of five kinds among a thousand devices
+	@$(RUN) -m hack.bench_trust
 
 lint: setup ## Style, arrows between rooms, protobuf, shell
 	@$(RUN) -m ruff check .

@@ -33,18 +33,24 @@ class Findings:
 
 
 def check_output(
-    output: Path, texts: Mapping[str, str], embedding: Embedding, max_length: int, rng: random.Random
+    output: Path,
+    texts: Mapping[str, str],
+    embedding: Embedding,
+    max_length: int,
+    rng: random.Random,
+    sample: int = SAMPLE,
 ) -> Findings:
-    """Compare the output with the texts (by key) it was made from."""
+    """Compare the output with the texts (by key) it was made from; the values of `sample` rows are recomputed."""
     import pyarrow.dataset as ds
 
     table = ds.dataset(output, format="parquet").to_table()
     keys = table["synset"].to_pylist()
     vectors = dict(zip(keys, table["last_hidden_state"].to_pylist(), strict=True))
-    sample = rng.sample(sorted(set(keys) & set(texts)), min(SAMPLE, len(vectors)))
-    expected = embed([texts[k] for k in sample], embedding, max_length)
-    found = np.array([vectors[k] for k in sample], dtype=np.float32)
-    wrong = ~np.all(np.abs(found - expected) <= TOLERANCE, axis=1) if len(sample) else np.zeros(0, bool)
+    known = sorted(set(keys) & set(texts))
+    chosen = rng.sample(known, min(sample, len(known)))
+    expected = embed([texts[k] for k in chosen], embedding, max_length)
+    found = np.array([vectors[k] for k in chosen], dtype=np.float32)
+    wrong = ~np.all(np.abs(found - expected) <= TOLERANCE, axis=1) if chosen else np.zeros(0, bool)
     # A row that nobody asked for is as wrong as one that differs.
     foreign = len(set(keys) - set(texts))
     return Findings(

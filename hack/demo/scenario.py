@@ -17,10 +17,9 @@ from hack.datasets import wordnet_glosses
 from hack.demo.check import Findings, check_output
 from hack.demo.manifests import JOB, NAMESPACE, Embedding, hardware_classes, inference_job
 from hack.demo.watch import ObjectWatch
-from hack.demo.world import AGENTS, DemoError, World
+from hack.demo.world import AGENTS, SYSTEM_NAMESPACE, DemoError, World
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
-SYSTEM_NAMESPACE = "pocketgrid-system"
 MAX_LENGTH = 128
 JOB_DEADLINE_S = 900.0
 START_DEADLINE_S = 120.0
@@ -36,6 +35,11 @@ class Outcome:
     agents_killed: int
     operator_restarts: int
     seconds: float
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost, doubled or wrong."""
+        return self.findings.clean
 
     def to_json(self) -> str:
         """The demo's last line."""
@@ -70,17 +74,12 @@ def run_demo(control_plane: ControlPlane, rows: int, folder: Path, console: Cons
         DemoError: it could not be played to its end.
     """
     kubectl = control_plane.run_kubectl
-    console.print("[bold]Installing CustomResourceDefinitions")
-    # An API server older than 1.25 knows no CEL rules, and kubectl refuses to send it fields it does not know.
-    kubectl("apply", "-f", str(CRDS), "--validate=false")
-    kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(CRDS))
-    for namespace in (SYSTEM_NAMESPACE, NAMESPACE):
-        kubectl("apply", "-f", "-", stdin=f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n")
+    install(control_plane, console)
     embedding = Embedding.installed()
     texts = dict(wordnet_glosses(rows))
     data, output = folder / "glosses.jsonl", folder / "embeddings"
     data.write_text("".join(json.dumps({"synset": k, "gloss": t}) + "\n" for k, t in texts.items()))
-    world = World(folder, control_plane.kubeconfig, control_plane.source.context, SYSTEM_NAMESPACE)
+    world = World(control_plane, folder, AGENTS)
     try:
         console.print("[bold]Starting the operator and four agents: two phones, two boards, of two owners")
         world.start_operator()
@@ -98,6 +97,25 @@ def run_demo(control_plane: ControlPlane, rows: int, folder: Path, console: Cons
         return Outcome(findings, agents_killed=1, operator_restarts=1, seconds=seconds)
     finally:
         world.stop()
+
+
+def install(control_plane: ControlPlane, console: Console) -> None:
+    """Make what every demonstration needs: our kinds, and two namespaces."""
+    kubectl = control_plane.run_kubectl
+    console.print("[bold]Installing CustomResourceDefinitions")
+    # An API server older than 1.25 knows no CEL rules, and kubectl refuses to send it fields it does not know.
+    kubectl("apply", "-f", str(CRDS), "--validate=false")
+    kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(CRDS))
+    for namespace in (SYSTEM_NAMESPACE, NAMESPACE):
+        kubectl("apply", "-f", "-", stdin=f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n")
+
+
+def kubectl_command(control_plane: ControlPlane) -> list[str]:
+    """The command kubectl with the options that name the cluster."""
+    command = [str(control_plane.kubectl), "--kubeconfig", str(control_plane.kubeconfig)]
+    if control_plane.source.context:
+        command += ["--context", control_plane.source.context]
+    return command
 
 
 def _blows(control_plane: ControlPlane, world: World, console: Console) -> list[Blow]:
@@ -122,13 +140,10 @@ def _blows(control_plane: ControlPlane, world: World, console: Console) -> list[
 
 
 def _follow_job(control_plane: ControlPlane, world: World, rows: int, blows: Iterable[Blow], console: Console) -> None:
-    kubectl = [str(control_plane.kubectl), "--kubeconfig", str(control_plane.kubeconfig)]
-    if control_plane.source.context:
-        kubectl += ["--context", control_plane.source.context]
     waiting = list(blows)
     columns = (TextColumn(f"[bold]{JOB}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with (
-        ObjectWatch(kubectl, "inferencejob", JOB, NAMESPACE) as job,
+        ObjectWatch(kubectl_command(control_plane), "inferencejob", JOB, NAMESPACE) as job,
         Progress(*columns, TimeElapsedColumn(), console=console) as bar,
     ):
         task = bar.add_task(JOB, total=rows, note="")

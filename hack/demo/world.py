@@ -7,13 +7,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hack.controlplane import ControlPlane
 from hack.controlplane.child import Child
 from hack.controlplane.errors import last_lines
+from hack.joining import invite
 
+SYSTEM_NAMESPACE = "pocketgrid-system"
 OPERATOR_STOP_S = 15.0
 AGENT_STOP_S = 10.0
 POLL_S = 0.05
@@ -25,11 +28,16 @@ class DemoError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AgentPlan:
-    """One device of the demo."""
+    """One device of the demo.
+
+    Attributes:
+        module: what to run, and what comes before the agent's own options.
+    """
 
     name: str
     kind: str
     owner: str
+    module: tuple[str, ...] = ("pocketgrid_agent",)
 
 
 AGENTS = (
@@ -45,27 +53,31 @@ class World:
 
     Args:
         folder: for state and logs.
+        plans: the devices.
     """
 
-    def __init__(self, folder: Path, kubeconfig: Path, context: str | None, namespace: str) -> None:
+    def __init__(self, control_plane: ControlPlane, folder: Path, plans: Sequence[AgentPlan]) -> None:
         self._folder = folder
         self._logs = folder / "logs"
         self._logs.mkdir(parents=True)
         self._state = folder / "operator"
         self._port = _free_port()
+        context = control_plane.source.context
         extra = ["--context", context] if context else []
         self.operator = self._child(
             "operator",
             [
                 "pocketgrid", "operator",
-                "--kubeconfig", str(kubeconfig), *extra,
-                "--namespace", namespace,
-                "--gateway-address", f"127.0.0.1:{self._port}",
+                "--kubeconfig", str(control_plane.kubeconfig), *extra,
+                "--namespace", SYSTEM_NAMESPACE,
+                "--gateway-address", f"127.0.0.1:{self._port}", "--enrolment-port", "0",
                 "--state-dir", str(self._state),
             ],
             OPERATOR_STOP_S,
         )  # fmt: skip
-        self.agents = {plan.name: self._agent(plan) for plan in AGENTS}
+        self._plans = plans
+        self._cluster = ["--kubeconfig", str(control_plane.kubeconfig), *extra, "--namespace", SYSTEM_NAMESPACE]
+        self.agents: dict[str, Child] = {}
 
     def start_operator(self, deadline_s: float = 60.0) -> None:
         """Start the operator and wait until devices can connect."""
@@ -73,7 +85,11 @@ class World:
         self.wait_for(self._gateway_is_up, "the operator's gateway", deadline_s)
 
     def start_agents(self) -> None:
-        """Start all agents; they dial in by themselves."""
+        """Start all agents; they join with a token of their owner, and dial in by themselves."""
+        for owner in dict.fromkeys(plan.owner for plan in self._plans):
+            theirs = [plan for plan in self._plans if plan.owner == owner]
+            invitation = invite(owner, len(theirs), self._cluster)
+            self.agents.update({plan.name: self._agent(plan, invitation) for plan in theirs})
         for agent in self.agents.values():
             agent.start()
 
@@ -107,16 +123,13 @@ class World:
                 )
             time.sleep(POLL_S)
 
-    def _agent(self, plan: AgentPlan) -> Child:
-        gateway = self._state / "gateway"
+    def _agent(self, plan: AgentPlan, invitation: Sequence[str]) -> Child:
         return self._child(
             plan.name,
             [
-                "pocketgrid_agent",
-                "--gateway", f"127.0.0.1:{self._port}",
-                "--ca-file", str(gateway / "ca.crt"),
-                "--join-secret-file", str(gateway / "join-secret"),
-                "--name", plan.name, "--owner", plan.owner, "--kind", plan.kind,
+                *plan.module,
+                *invitation,
+                "--name", plan.name, "--kind", plan.kind,
                 "--threads", "1",
                 "--state-dir", str(self._folder / plan.name),
                 "--cache-dir", str(self._folder / plan.name / "models"),

@@ -119,8 +119,10 @@ class World:
         admitted = SimpleNamespace(order=order, bytes_per_item=bytes_per_item, items=items)
         job.admission = SimpleNamespace(job=admitted)  # type: ignore[assignment]
         job.store = SimpleNamespace()  # type: ignore[assignment]
-        job.tokens = AttemptTokens(TokenMint(bytes(KEY_BYTES), uid))
         job.machine = JobMachine(ShardGrid(items, per_shard), Epoch(1), limits)
+        job.tokens = AttemptTokens(
+            TokenMint(bytes(KEY_BYTES), uid), shards=job.machine.grid.shards, epoch=Epoch(1), verify=False
+        )
         self.grid.jobs[uid] = self.grid.active[uid] = job
         self.committed[uid] = []
         self.handed[uid] = set()

@@ -160,6 +160,8 @@ class Attendance:
                 record.held[uid] = attempts
             else:
                 link.send_cancel(uid, ())
+        if record.distrusted:
+            self._lifecycle.verifier.distrust(record.name, record.distrusted)
         self._grid.mark(identity.name)
         self._grid.touch()
 
@@ -285,10 +287,11 @@ class Attendance:
         genuine: dict[AttemptSeq, HeldAttempt] = {}
         for attempt in held:
             claim = job.tokens.read(attempt.token, attempt.shard, record.name)
-            if claim is None or attempt.shard >= job.machine.grid.shards:
+            if claim is None:
                 continue
-            if not claim.check or claim.seq in job.machine.attempts:
-                genuine[claim.seq] = attempt
+            real = claim.shard is not None and job.machine.check_number(claim.shard) is None
+            if claim.shard is not None and (real or claim.seq in job.machine.attempts):
+                genuine[claim.seq] = replace(attempt, shard=claim.shard)
             elif record.link is not None:
                 # A check of an operator that has died, or one that was given up.
                 record.link.send_cancel(job.uid, (attempt.token,))
@@ -330,16 +333,17 @@ class Attendance:
         history = self._grid.history
         outbox = Outbox(uid, job.tokens, history)
         times, began = self._grid.times, time.thread_time()
-        for outcome in outcomes:
-            claim = job.tokens.read(outcome.token, outcome.shard, record.name)
-            if claim is None or outcome.shard >= job.machine.grid.shards:
-                history.result(uid, record.name, outcome.shard, None, "forged")
-                outbox.refuse(record.name, outcome.token, "NotLeased", "this device was never given that shard")
+        for told in outcomes:
+            claim = job.tokens.read(told.token, told.shard, record.name)
+            if claim is None:
+                history.result(uid, record.name, told.shard, None, "forged")
+                outbox.refuse(record.name, told.token, "NotLeased", "this device was never given that shard")
                 continue
             seq = claim.seq
-            if claim.check:
-                self._take_check(job, record, seq, outcome, outbox)
+            if claim.shard is None or job.machine.check_number(claim.shard) is not None:
+                self._take_check(job, record, seq, told, outbox)
                 continue
+            outcome = told if claim.shard == told.shard else replace(told, shard=claim.shard)
             if record.distrusted:
                 history.result(uid, record.name, outcome.shard, seq, "rejected", DISTRUSTED)
                 self._lifecycle.apply(job, ev.AttemptsReturned(record.name, (seq,)))

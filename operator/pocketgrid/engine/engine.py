@@ -20,7 +20,7 @@ from pocketgrid.clock import Clock
 from pocketgrid.engine.attendance import Attendance
 from pocketgrid.engine.dispatcher import FEW, Dispatcher
 from pocketgrid.engine.feeder import Feeder
-from pocketgrid.engine.fleet import DeviceRecord
+from pocketgrid.engine.fleet import TAINTED, DeviceRecord
 from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.history import Recorder
 from pocketgrid.engine.jobrun import JobRun
@@ -180,9 +180,20 @@ class Engine:
     # ---- the cluster ----
 
     def set_node(self, node: NodeView) -> None:
-        """A Node appeared or changed."""
-        if self._grid.fleet.set_node(node):
-            self._node_changed(node.name)
+        """A Node appeared or changed. Its devices are believed or not as its taint says."""
+        fleet = self._grid.fleet
+        before = fleet.nodes.get(node.name)
+        if not fleet.set_node(node):
+            return
+        was_distrusted = before is not None and before.uid == node.uid and before.distrusted
+        if node.distrusted:
+            for record in list(fleet.records_on(node.name)):
+                if not record.distrusted:
+                    self._verifier.distrust(record.name, TAINTED)
+        elif was_distrusted:
+            for name in [name for name, known in fleet.distrusted.items() if known.node == node.name]:
+                self._verifier.pardon(name)
+        self._node_changed(node.name)
 
     def remove_node(self, name: DeviceName, *, deregister: bool) -> None:
         """A Node is gone. With `deregister`, its device stays out until its agent is started anew."""
@@ -220,6 +231,26 @@ class Engine:
             self._grid.mark_all()
             self._grid.touch()
 
+    def distrust(self, name: DeviceName, reason: str, node: str = "") -> None:
+        """A predecessor of this operator, or somebody else, found that nothing of a device is to be believed.
+
+        Args:
+            node: the Node it is on, if it has a kubelet.
+        """
+        self._verifier.distrust(name, reason, node=node)
+
+    def distrusted(self) -> Mapping[DeviceName, str]:
+        """Why devices are distrusted, attached or not."""
+        return {name: known.reason for name, known in self._grid.fleet.distrusted.items()}
+
+    def restore_trust(self, name: DeviceName, kept: Mapping[str, object]) -> None:
+        """What a predecessor of this operator knew of a device, as `Reputations.from_dict` reads it.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        self._verifier.reputations.from_dict(name, kept)
+
     def pardon(self, name: DeviceName) -> None:
         """Somebody looked at a device that was caught with wrong results, and lets it work again."""
         self._verifier.pardon(name)
@@ -227,7 +258,8 @@ class Engine:
     def device_views(self) -> Mapping[DeviceName, DeviceView]:
         """All devices that have attached since the engine started, as they are now."""
         jobs = {str(uid): job for uid, job in self._grid.active.items()}
-        return {name: view_device(record, self._grid.fleet, jobs) for name, record in self._grid.fleet.devices.items()}
+        fleet, known = self._grid.fleet, self._verifier.reputations
+        return {name: view_device(record, fleet, jobs, known) for name, record in fleet.devices.items()}
 
     def work_times(self) -> Mapping[Work, float]:
         """Processor seconds spent so far, of all jobs, by kind of work."""

@@ -35,6 +35,9 @@ SETBACK_LAST_S = 60.0
 served at once, one sick device with an empty queue would take every shard before the healthy ones could."""
 
 
+TAINTED = "its Node was tainted by an administrator"
+"""Why a device is distrusted that nobody caught."""
+
 _PLANNED_BY = frozenset({"presence", "draining", "restraint", "link", "distrusted", "tier"})
 """Attributes of a record that planning asks for, beside those that watch themselves."""
 
@@ -69,6 +72,14 @@ class Setback:
     times: int
     until: float
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Distrust:
+    """Why nothing of a device is believed, and the Node it was on then: whoever mends that one pardons the device."""
+
+    reason: str
+    node: DeviceName
 
 
 @dataclass(slots=True)
@@ -178,6 +189,8 @@ class Fleet:
         self._node_classes: dict[DeviceName, tuple[str, ...]] = {}
         self.deregistered: dict[DeviceName, str] = {}
         self._tiers: dict[DeviceName, TrustTier] = {}
+        self.distrusted: dict[DeviceName, Distrust] = {}
+        """Devices of which nothing is believed, attached or not."""
         self.touched: set[DeviceName] = set()
         """Devices whose record has changed in a way that matters to planning; whoever derives from it empties it."""
         self.classes_changed = False
@@ -232,7 +245,35 @@ class Fleet:
         record.restraint = Restraint()
         if self._nodes_from_facts:
             self.set_node(NodeView(identity.name, device_labels(identity)))
+        known, node = self.distrusted.get(record.name), self.node_of(record)
+        record.distrusted = known.reason if known is not None else ""
+        if known is not None or (node is not None and node.distrusted):
+            self.distrust(record.name, record.distrusted or TAINTED)
         return record
+
+    def distrust(self, name: DeviceName, reason: str, node: str = "") -> bool:
+        """Believe nothing of a device from now on, attached or not; whether it was believed before.
+
+        Args:
+            node: the Node it is on, if it is not attached and that is not one of its own name.
+        """
+        known, record = self.distrusted.get(name), self.devices.get(name)
+        if record is not None:
+            node = record.identity.node_name
+        elif known is not None:
+            node = node or known.node
+        first = known.reason if known is not None else reason
+        self.distrusted[name] = Distrust(first, DeviceName(node or name))
+        if record is not None and record.distrusted != first:
+            record.distrusted = first
+        return known is None
+
+    def pardon(self, name: DeviceName) -> bool:
+        """Let a device work again; whether it was distrusted."""
+        record = self.devices.get(name)
+        if record is not None and record.distrusted:
+            record.distrusted = ""
+        return self.distrusted.pop(name, None) is not None
 
     def set_node(self, node: NodeView) -> bool:
         """Take in a Node as it is now; whether anything that bears on work has changed."""

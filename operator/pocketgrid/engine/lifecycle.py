@@ -16,6 +16,7 @@ from pocketgrid.engine.jobrun import INPUT_CHANGED, JobRun
 from pocketgrid.engine.links import ShardOutcome
 from pocketgrid.engine.opening import open_job
 from pocketgrid.engine.outbox import Outbox
+from pocketgrid.engine.tokens import AttemptTokens
 from pocketgrid.engine.verifier import Verifier
 from pocketgrid.engine.writer import CommitWriter
 from pocketgrid.errors import InputChangedError, InvalidSpecError, StaleEpochError, StoreError
@@ -24,6 +25,7 @@ from pocketgrid.model import events as ev
 from pocketgrid.model.job import ShardGrid
 from pocketgrid.model.view import Explanation, Presence, Stage
 from pocketgrid.planning.dispatch import choose_items_per_shard
+from pocketgrid.trust.tokens import TokenMint
 
 if TYPE_CHECKING:
     from pocketgrid.model.ids import ShardIndex
@@ -166,6 +168,8 @@ class Lifecycle:
         if job.opening is Stage.REMOVED:
             return
         job.machine = machine
+        mint = TokenMint(recovered.token_key, job.uid)
+        job.tokens = AttemptTokens(mint, shards=machine.grid.shards, epoch=recovered.epoch, verify=machine.verify)
         rows = (recovered.rows_done, recovered.rows_failed)
         self._grid.history.opened(
             job.uid, recovered.epoch, machine.grid.items, per_shard, machine.committed.to_text(), rows

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 
 from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.jobrun import JobRun
-from pocketgrid.engine.tokens import AttemptTokens
 from pocketgrid.errors import InvalidSpecError, PocketGridError
 from pocketgrid.model.view import Explanation, Stage
 from pocketgrid.trust.judge import expect_outputs
-from pocketgrid.trust.tokens import TokenMint
 
 if TYPE_CHECKING:
     from pocketgrid.storage.modelstore import ModelStore
@@ -90,5 +88,4 @@ async def _admit_and_open(job: JobRun, models: ModelStore, take_over: bool) -> N
     job.eligibility.clear()  # only now is it known what agents must be able to do
     for note in store.recovered.notes:
         log.warning("recovery job=%s note=%s", job.spec.key, note)
-    job.tokens = AttemptTokens(TokenMint(store.recovered.token_key, job.uid))
     job.expectations = expect_outputs(admission.job.signature, admission.job.order.outputs)

@@ -1,16 +1,21 @@
-"""The tokens of one job's attempts, those of checks among them.
+"""How the attempts of one job travel: under which number, and with which token.
 
-A check travels under the number of some shard of the job, its cover, and a token of its own domain, so that whoever
-gets it cannot tell it from a shard. Here the cover is put on and taken off; to the job's machine a check is a virtual
-shard.
+To the job's machine a check is a virtual shard, numbered from the number of real ones on. Where results are verified,
+shards and checks alike travel under numbers that tell nothing, see `trust.disguise`; else shards travel as they are
+numbered. A check of an operator that has died is known for one, but not which.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pocketgrid.model.ids import AttemptSeq, DeviceName
-from pocketgrid.trust.tokens import Domain, TokenMint
+from pocketgrid.model.ids import AttemptSeq, DeviceName, Epoch
+from pocketgrid.trust.disguise import BITS, Disguise
+from pocketgrid.trust.tokens import TokenMint
+
+_CHECK = 1 << (BITS - 1)
+_NUMBER_BITS = 32
+_EPOCH_MASK = (1 << (BITS - 1 - _NUMBER_BITS)) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,43 +23,47 @@ class Claim:
     """What a genuine token proves.
 
     Attributes:
-        check: the attempt is a check, whatever shard the device names.
+        shard: real or virtual; None for a check of an earlier epoch.
     """
 
     seq: AttemptSeq
-    check: bool
+    shard: int | None
 
 
 class AttemptTokens:
-    """Makes and reads tokens."""
+    """Makes and reads tokens.
 
-    def __init__(self, mint: TokenMint) -> None:
+    Args:
+        shards: how many the job has.
+        epoch: of this writer.
+        verify: results are verified.
+    """
+
+    def __init__(self, mint: TokenMint, *, shards: int, epoch: Epoch, verify: bool) -> None:
         self._mint = mint
-        self._covers: dict[int, int] = {}
-
-    def cover(self, virtual: int, index: int) -> None:
-        """From now on the virtual shard travels as shard `index`."""
-        self._covers[virtual] = index
-
-    def uncover(self, virtual: int) -> None:
-        """The check is over and everybody has been told."""
-        self._covers.pop(virtual, None)
+        self._shards = shards
+        self._epoch = epoch & _EPOCH_MASK
+        self._disguise = Disguise(mint.key) if verify else None
 
     def wire_index(self, shard: int) -> int:
         """The number under which a shard, virtual or not, travels."""
-        return self._covers.get(shard, shard)
+        if self._disguise is None:
+            return shard
+        if shard < self._shards:
+            return self._disguise.put_on(shard)
+        return self._disguise.put_on(_CHECK | self._epoch << _NUMBER_BITS | (shard - self._shards))
 
     def mint(self, seq: AttemptSeq, shard: int, device: DeviceName) -> bytes:
         """The token of an attempt at a shard, virtual or not."""
-        cover = self._covers.get(shard)
-        if cover is None:
-            return self._mint.mint(seq, shard, device)
-        return self._mint.mint(seq, cover, device, Domain.CHECK)
+        return self._mint.mint(seq, self.wire_index(shard), device)
 
     def read(self, token: bytes, index: int, device: DeviceName) -> Claim | None:
-        """What `token` proves, if it was made for this device and a shard that travels as `index`."""
-        for domain in Domain:
-            seq = self._mint.check(token, index, device, domain)
-            if seq is not None:
-                return Claim(seq, domain is Domain.CHECK)
-        return None
+        """What `token` proves, if it was made for this device and what travels as `index`."""
+        seq = self._mint.check(token, index, device)
+        if seq is None:
+            return None
+        number = self._disguise.take_off(index) if self._disguise is not None else index
+        if self._disguise is None or not number & _CHECK:
+            return Claim(seq, number) if number < self._shards else None
+        epoch, number = divmod(number ^ _CHECK, 1 << _NUMBER_BITS)
+        return Claim(seq, self._shards + number if epoch == self._epoch else None)

@@ -5,7 +5,7 @@ Not responsible for deciding, which is `trust`, nor for carrying out, which is `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from pocketgrid.model.job import ItemFailure, ShardGrid
 from pocketgrid.model.tensors import TensorData
 from pocketgrid.model.trust import Comparator, Witness
 from pocketgrid.trust.comparators import agreement
-from pocketgrid.trust.effects import Check, Sample
+from pocketgrid.trust.effects import Caught, Check, Disproved, Effect, Sample
 from pocketgrid.trust.machine import VerificationMachine
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class JobVerification:
         kept: answers to samples whose question is open, in the order in which they came.
         look_again: monotonic seconds when a dispute nobody can decide is looked at again.
         unpaid: by shard, how many of its rows agreed in checks, by who computed these.
+        taken_back: by device that was found out here, how many shards were taken back from it.
     """
 
     machine: VerificationMachine
@@ -66,6 +67,7 @@ class JobVerification:
     kept: dict[Sample, list[Answer]] = field(default_factory=dict)
     look_again: float = 0.0
     unpaid: dict[int, dict[Worker, int]] = field(default_factory=dict)
+    taken_back: dict[DeviceName, int] = field(default_factory=dict)
     _versions: dict[int, int] = field(default_factory=dict)
 
     def items_of(self, virtual: int) -> Sequence[int]:
@@ -118,6 +120,17 @@ class JobVerification:
             for worker, rows in self.unpaid.pop(shard, {}).items():
                 earned.setdefault(worker, {})[shard] = rows
         return earned
+
+    def note_distrusted(self, effects: Iterable[Effect], distrusted: Collection[DeviceName]) -> None:
+        """Some of `effects` may be about devices that are `distrusted` now."""
+        for effect in effects:
+            match effect:
+                case Caught():
+                    self.taken_back.setdefault(effect.device, 0)
+                case Disproved() if effect.device in distrusted:
+                    self.taken_back[effect.device] = self.taken_back.get(effect.device, 0) + len(effect.shards)
+                case _:
+                    pass
 
     def pay_nothing_to(self, device: DeviceName) -> None:
         """The device lied: what it is owed for checks is void."""

@@ -88,6 +88,9 @@ class Verifier:
         effects: list[trust.Effect] = []
         for shard, worker in job.store.provisional():
             effects += machine.committed(shard, self._witness_of(worker), now)
+        for device in self._grid.fleet.distrusted:
+            # It was caught, and this job's log had not been told yet.
+            effects += machine.caught(device, now)
         self._carry_out(job, effects)
 
     def committed(self, job: JobRun, group: Iterable[ShardCommit]) -> None:
@@ -135,7 +138,7 @@ class Verifier:
     def next_check(self, job: JobRun, record: DeviceRecord, idle: bool) -> int | None:
         """The number of a check the device is to compute now, or None. It must be handed out."""
         machine, verification = job.machine, job.verification
-        if machine is None or verification is None or job.tokens is None or machine.stage is not Stage.RUNNING:
+        if machine is None or verification is None or machine.stage is not Stage.RUNNING:
             return None
         witness = self.witness(record)
         check = verification.machine.next_check(witness, idle, self._grid.clock.wall())
@@ -143,18 +146,7 @@ class Verifier:
             return None
         virtual = machine.check_shard(check.number)
         verification.open[virtual] = OpenCheck(check, witness)
-        job.tokens.cover(virtual, check.samples[0].shard if check.replica else self._cover(job, record))
         return check.number
-
-    def _cover(self, job: JobRun, record: DeviceRecord) -> int:
-        assert job.machine is not None
-        held = {attempt.shard for attempt in job.machine.attempts_of(record.name)}
-        # Any shard the device does not hold just now will do: it may well be handed one twice.
-        for _ in range(16):
-            shard = self._rng.randrange(job.machine.grid.shards)
-            if shard not in held:
-                return shard
-        return shard
 
     def collect_lost(self, job: JobRun) -> None:
         """Checks whose device gave up or vanished are drawn again."""
@@ -165,8 +157,6 @@ class Verifier:
             virtual = job.machine.check_shard(number)
             if job.verification.open.pop(virtual, None) is not None:
                 job.verification.machine.check_lost(number)
-            if job.tokens is not None:
-                job.tokens.uncover(virtual)
 
     def settle_last(self, job: JobRun, records: Iterable[DeviceRecord]) -> None:
         """Nothing else is left to do: decide disputes that none of the devices there are can decide any more."""
@@ -276,6 +266,7 @@ class Verifier:
                 case _:
                     assert_never(effect)
         job.verification.changed(reopened)
+        job.verification.note_distrusted(effects, self._grid.fleet.distrusted)
         # Known answers were final before they were asked for again.
         known = [shard for shard in job.verification.unpaid if shard in job.machine.verified]
         if verified or reopened or known:
@@ -311,12 +302,11 @@ class Verifier:
         self._grid.mark_all()
         self._grid.touch()
 
-    def distrust(self, device: DeviceName, reason: str, *, but: JobRun | None = None) -> None:
+    def distrust(self, device: DeviceName, reason: str, *, node: str = "", but: JobRun | None = None) -> None:
         """Believe nothing more of a device: what it holds goes elsewhere, what is provisional is done again."""
-        record = self._grid.fleet.devices.get(device)
-        if record is not None and not record.distrusted:
+        if self._grid.fleet.distrust(device, reason, node):
             log.warning("distrusted device=%s cause=%s", device, reason)
-            record.distrusted = reason
+        record = self._grid.fleet.devices.get(device)
         for job in list(self._grid.active.values()):
             if job.verification is not None:
                 job.verification.pay_nothing_to(device)
@@ -330,10 +320,8 @@ class Verifier:
 
     def pardon(self, device: DeviceName) -> None:
         """Somebody looked at the device and lets it work again; its history begins anew."""
-        record = self._grid.fleet.devices.get(device)
-        if record is not None and record.distrusted:
+        if self._grid.fleet.pardon(device):
             log.info("pardoned device=%s", device)
-            record.distrusted = ""
             self._grid.mark(device)
             self._grid.touch()
 

@@ -9,9 +9,21 @@ from pocketgrid.engine.fleet import DeviceRecord, Fleet
 from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.engine.verifier import Verifier, waits_for_checks
+from pocketgrid.model.device import NodeView
 from pocketgrid.model.money import write_money
-from pocketgrid.model.view import CostView, DeviceView, Explanation, JobView, Presence, Stage, VerificationView
+from pocketgrid.model.view import (
+    CostView,
+    DeviceView,
+    Explanation,
+    HistoryView,
+    JobView,
+    Presence,
+    Stage,
+    TrustView,
+    VerificationView,
+)
 from pocketgrid.planning.eligibility import summarise_counts, summarise_reasons
+from pocketgrid.trust.reputation import Reputation, Reputations
 
 
 def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher, verifier: Verifier) -> JobView:
@@ -58,7 +70,7 @@ def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher, verifier: Verifier
     )
 
 
-def view_device(record: DeviceRecord, fleet: Fleet, jobs: dict[str, JobRun]) -> DeviceView:
+def view_device(record: DeviceRecord, fleet: Fleet, jobs: dict[str, JobRun], known: Reputations) -> DeviceView:
     """One device."""
     node = fleet.node_of(record)
     held = {uid: len(j.machine.by_device.get(record.name, ())) for uid, j in jobs.items() if j.machine is not None}
@@ -74,11 +86,32 @@ def view_device(record: DeviceRecord, fleet: Fleet, jobs: dict[str, JobRun]) -> 
         peak_speeds=dict(record.peak_speeds),
         restraint=record.restraint,
         tier=record.tier,
+        trust=_trust(record, known.of(record.name), node),
         distrusted=record.distrusted,
         leased_shards=sum(held.values()),
         last_seen=record.last_seen,
         items_done=record.items_done,
         jobs=tuple(jobs[uid].uid for uid, count in held.items() if count),
+    )
+
+
+def _trust(record: DeviceRecord, known: Reputation | None, node: NodeView | None) -> TrustView | None:
+    if known is None and not record.distrusted:
+        return None
+    known = known or Reputation()
+    # As of when each was last added to: figures that fade while nothing happens would have to be written all the time.
+    histories = tuple(
+        HistoryView(fingerprint, h.confirmed, h.refuted, h.suspicion, h.consecutive, h.at)
+        for fingerprint, h in known.histories.items()
+    )
+    return TrustView(
+        verified_items=int(sum(history.confirmed for history in histories)),
+        disagreements=int(sum(history.refuted for history in histories)),
+        since=known.since,
+        caught=known.caught_at,
+        times_caught=known.caught,
+        histories=histories,
+        tainted_node=node.uid if node is not None and node.distrusted else "",
     )
 
 
@@ -91,7 +124,8 @@ def _verification(job: JobRun) -> VerificationView | None:
         rows_checked=summary.rows_checked,
         disagreement_rate=summary.disagreement_rate,
         redundancy=summary.redundancy,
-        wrong_rows_upper_bound=summary.upper_bound if summary.rows_verified else None,
+        wrong_rows_upper_bound=summary.upper_bound * summary.rows_verified if summary.rows_verified else None,
+        taken_back=dict(job.verification.taken_back),
     )
 
 
