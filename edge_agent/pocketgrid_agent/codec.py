@@ -15,6 +15,7 @@ from pocketgrid.wire.framing import MESSAGE_BYTES
 from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid_agent import events as ev
 from pocketgrid_agent.policy import Level, Verdict
+from pocketgrid_agent.sealing import KEY_BYTES
 
 ITEM_BYTES = {
     "bool": 1,
@@ -40,7 +41,7 @@ MOST_ORDER_BYTES = 256 << 10
 MOST_FIXED_BATCH = 1 << 16
 MOST_AXES = 16
 
-FEATURES = (pb.FEATURE_AFFINE_INPUTS,)
+FEATURES = (pb.FEATURE_AFFINE_INPUTS, pb.FEATURE_SEALED_CACHE)
 """What this agent can do beyond the first release of the protocol; see `Hello.features`."""
 
 
@@ -93,6 +94,8 @@ def order_of(order: pb.WorkOrder) -> ev.Order:
     if len(order.model_sha256) != 64 or not set(order.model_sha256) <= set("0123456789abcdef"):
         raise ProtocolError(f"job {order.job}: {order.model_sha256!r} is no SHA-256 in lower-case hexadecimal")
     outputs = []
+    if len(order.cache_key) not in (0, KEY_BYTES):
+        raise ProtocolError(f"job {order.job}: a cache key of {len(order.cache_key)} bytes; it must have {KEY_BYTES}")
     for plan in order.outputs:
         unknown = [o for o in plan.operations if o not in _OPERATIONS]
         if unknown:
@@ -114,6 +117,7 @@ def order_of(order: pb.WorkOrder) -> ev.Order:
         outputs=tuple(outputs),
         fixed_batch=order.fixed_batch,
         pad_token_id=order.pad_token_id,
+        cache_key=order.cache_key,
     )
 
 

@@ -60,7 +60,11 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """All there is to know of a job, apart from its items."""
+    """All there is to know of a job, apart from its items.
+
+    Attributes:
+        cache_key: the model's file is encrypted with it on this device; empty: it lies there as it is.
+    """
 
     job: str
     model: str
@@ -69,6 +73,7 @@ class Order:
     outputs: tuple[Output, ...]
     fixed_batch: int = 0
     pad_token_id: int = 0
+    cache_key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

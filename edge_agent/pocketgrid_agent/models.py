@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import time
 from collections.abc import Callable
@@ -69,6 +70,7 @@ class Preparation:
         self._resident = resident
         self._loaded = LoadedModels(engine, self._locate, memory_bytes=memory_bytes // 2, resident=resident)
         self._programs: dict[str, Program] = {}
+        self._orders: dict[str, Order] = {}
         # While a job is known its model's file is protected from other agents of the same cache.
         self._pins: dict[str, OpenModel] = {}
         self._fetching: dict[str, asyncio.Lock] = {}
@@ -78,20 +80,30 @@ class Preparation:
         return self._programs[job]
 
     def dismiss(self, job: str) -> None:
-        """The job is over; its model may be evicted."""
+        """The job is over; its model may be evicted. A sealed one leaves memory with its last job, as does the key."""
         self._programs.pop(job, None)
+        self._unpin(job)
+        order = self._orders.pop(job, None)
+        if order is not None and order.cache_key and all(o.model != order.model for o in self._orders.values()):
+            self._loaded.drop(order.model)
+
+    def _unpin(self, job: str) -> None:
         pin = self._pins.pop(job, None)
         if pin is not None:
             pin.close()
 
     def close(self) -> None:
         """Let go of all models."""
-        for job in list(self._pins):
+        for job in {*self._pins, *self._orders}:
             self.dismiss(job)
         self._loaded.close()
 
     async def prepare(self, order: Order) -> Ready | NotReady:
         """Make everything ready for shards of `order`. Safe to cancel at any point."""
+        known = self._orders.get(order.job)
+        if known is not None and known.cache_key != order.cache_key:
+            self._unpin(order.job)  # an operator that lost its secret has made new keys
+        self._orders[order.job] = order
         try:
             fetch_ms = await self._pin(order)
             started = time.perf_counter()
@@ -133,13 +145,13 @@ class Preparation:
         started = time.perf_counter()
         lock = self._fetching.setdefault(order.model, asyncio.Lock())
         async with lock:
-            opened = await asyncio.to_thread(self._cache.open, order.model)
+            opened = await asyncio.to_thread(self._cache.open, order.model, order.cache_key)
             if opened is not None:
                 self._pins[order.job] = opened
                 return 0
             for _ in range(TRIES):
-                await self._fetch(order.model, order.model_bytes)
-                opened = await asyncio.to_thread(self._cache.open, order.model)
+                await self._fetch(order)
+                opened = await asyncio.to_thread(self._cache.open, order.model, order.cache_key)
                 if opened is not None:
                     self._pins[order.job] = opened
                     return max(1, _elapsed_ms(started))
@@ -147,12 +159,13 @@ class Preparation:
             "CacheFailed", f"model {order.model} was stored {TRIES} times and was damaged or gone each time"
         )
 
-    async def _fetch(self, digest: str, total_bytes: int) -> None:
+    async def _fetch(self, order: Order) -> None:
+        digest, total_bytes, key = order.model, order.model_bytes, order.cache_key
         mismatches = refusals = interruptions = 0
         while True:
-            partial = await asyncio.to_thread(self._cache.fetch, digest, total_bytes)
+            partial = await asyncio.to_thread(self._cache.fetch, digest, total_bytes, key)
             if partial is None:
-                if digest in self._cache.digests():
+                if self._cache.holds(digest, key):
                     return
                 await asyncio.sleep(OTHER_PROCESS_SECONDS)
                 continue
@@ -194,11 +207,14 @@ class Preparation:
                     )
                 await asyncio.to_thread(partial.append, chunk.data)
 
-    def _locate(self, digest: str) -> tuple[Path, Callable[[], None]]:
-        opened = self._cache.open(digest)
+    def _locate(self, digest: str) -> tuple[Path | bytes, Callable[[], None]]:
+        key = next((order.cache_key for order in self._orders.values() if order.model == digest), b"")
+        # What is encrypted on disk is decrypted into memory only, where the engine takes it from.
+        content = io.BytesIO() if key else None
+        opened = self._cache.open(digest, key, content)
         if opened is None:
             raise LoadError("ModelDamaged", f"model {digest} vanished from the cache or was damaged there")
-        return opened.path, opened.close
+        return opened.path if content is None else content.getvalue(), opened.close
 
 
 def _log_ready(order: Order, measured: measure.Measurement, fetch_ms: int, load_ms: int) -> None:

@@ -95,8 +95,8 @@ class Engine(Protocol):
         """Newest default operator set it runs; 0 if unknown."""
         ...
 
-    def load(self, path: Path) -> Model:
-        """Load a model file. Raises LoadError, or MemoryError."""
+    def load(self, source: Path | bytes) -> Model:
+        """Load a model file, or what would be in one. Raises LoadError, or MemoryError."""
         ...
 
 
@@ -118,15 +118,19 @@ class OnnxRuntime:
         self.providers: tuple[str, ...] = tuple(onnxruntime.get_available_providers())
         self.opset = _newest_opset(onnxruntime)
 
-    def load(self, path: Path) -> Model:
-        """Load a model file."""
+    def load(self, source: Path | bytes) -> Model:
+        """Load a model file, or what would be in one."""
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # what matters comes back as an error
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._spin else "0")
         try:
-            return _OnnxModel(self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+            model = source if isinstance(source, bytes) else str(source)
+            session = self._ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            # The session keeps the bytes in case its providers are changed, which ours never are.
+            session._model_bytes = None  # noqa: SLF001  # there is no other way to say so
+            return _OnnxModel(session)
         except LoadError:
             raise
         except Exception as error:  # onnxruntime's errors share no base class below Exception
@@ -210,7 +214,8 @@ class LoadedModels:
 
     Args:
         engine: loads them.
-        locate: gives a verified file for a digest and a function to call when it is no longer needed.
+        locate: gives, for a digest, a verified file or the content of one, and a function to call when it is no longer
+            needed.
         memory_bytes: bound on their estimated memory; one alone may exceed it.
         resident: memory of this process at the moment, bytes.
     """
@@ -218,7 +223,7 @@ class LoadedModels:
     def __init__(
         self,
         engine: Engine,
-        locate: Callable[[str], tuple[Path, Callable[[], None]]],
+        locate: Callable[[str], tuple[Path | bytes, Callable[[], None]]],
         *,
         memory_bytes: int,
         resident: Callable[[], int],
@@ -251,12 +256,14 @@ class LoadedModels:
         return loaded.model
 
     def _load(self, digest: str) -> Model:
-        path, release = self._locate(digest)
+        before = self._resident()
+        source, release = self._locate(digest)
         try:
-            before = self._resident()
-            model = self._engine.load(path)
+            model = self._engine.load(source)
+            size = len(source) if isinstance(source, bytes) else source.stat().st_size
+            del source
             # Growth is what counts, but pages freed elsewhere meanwhile may hide it.
-            memory_bytes = max(self._resident() - before, path.stat().st_size)
+            memory_bytes = max(self._resident() - before, size)
         except BaseException:
             release()
             raise
@@ -274,6 +281,13 @@ class LoadedModels:
     def memory_bytes(self) -> int:
         """Estimated memory of all loaded models."""
         return sum(loaded.memory_bytes for loaded in self._loaded.values())
+
+    def drop(self, digest: str) -> None:
+        """Forget a model, if it is loaded; runs under way go on."""
+        with self._table:
+            loaded = self._loaded.pop(digest, None)
+        if loaded is not None:
+            loaded.release()
 
     def close(self) -> None:
         """Drop all."""

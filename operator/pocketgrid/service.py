@@ -17,6 +17,7 @@ from pocketgrid.controller.leader import LeaseTiming
 from pocketgrid.controller.run import run_controller
 from pocketgrid.engine.engine import Engine
 from pocketgrid.engine.history import Recorder
+from pocketgrid.gateway.cachekeys import load_cache_keys
 from pocketgrid.gateway.server import Gateway
 from pocketgrid.settings import Settings
 
@@ -85,7 +86,8 @@ async def serve(settings: Settings, cluster: Cluster, clock: Clock, recorder: Re
 async def _serve_devices(
     engine: Engine, settings: Settings, clock: Clock, stop: asyncio.Event, controller: asyncio.Task[None]
 ) -> None:
-    async with Gateway(engine, settings.gateway, clock, settings.state_dir / "gateway") as gateway:
+    folder = settings.state_dir / "gateway"
+    async with Gateway(engine, settings.gateway, clock, folder, cache_keys=load_cache_keys(folder)) as gateway:
         log.info(
             "ready gateway=%s ca_file=%s join_secret_file=%s",
             gateway.address, gateway.identity.ca_file, gateway.identity.join_secret_file,

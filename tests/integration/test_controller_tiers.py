@@ -74,7 +74,10 @@ async def test_an_internal_job_waits_for_a_vetted_device_and_the_others_see_noth
     done = await world.job_with("secret", Complete="True", within=40)
     assert done["status"]["items"] == {"total": 60, "done": 60, "failed": 0}
     assert models_on(world, stranger) == []
-    assert models_on(world, vetted)
+    (kept,) = models_on(world, vetted)
+    assert kept.endswith(".sealed")
+    model = (world.folder / "model.onnx").read_bytes()
+    assert model[100:132] not in next((world.folder / "vetted" / "models").glob("*.sealed")).read_bytes()
     assert leased_to(grid) == {world.name("vetted")}
 
     # Also for an operator that has only just begun: it knows the tiers before any device gets work.

@@ -68,7 +68,10 @@ _OPERATIONS = {
     Operation.BATCH_FIRST: pb.OPERATION_BATCH_FIRST,
 }
 
-_FEATURES = {pb.FEATURE_AFFINE_INPUTS: AgentFeature.AFFINE_INPUTS}
+_FEATURES = {
+    pb.FEATURE_AFFINE_INPUTS: AgentFeature.AFFINE_INPUTS,
+    pb.FEATURE_SEALED_CACHE: AgentFeature.SEALED_CACHE,
+}
 _FEATURE_NUMBERS = {feature: number for number, feature in _FEATURES.items()}
 
 
@@ -223,8 +226,8 @@ def read_tensor(tensor: pb.Tensor) -> TensorData:
     return TensorData(tensor.dtype[:_MAX_DTYPE], shape, tensor.data, lengths)
 
 
-def write_order(order: WorkOrder) -> pb.WorkOrder:
-    """What a device must know of a job."""
+def write_order(order: WorkOrder, cache_key: bytes = b"") -> pb.WorkOrder:
+    """What a device must know of a job; with the key, if there is one, that it keeps the model's file under."""
     return pb.WorkOrder(
         job=order.job,
         model_sha256=order.model,
@@ -237,6 +240,7 @@ def write_order(order: WorkOrder) -> pb.WorkOrder:
         fixed_batch=order.fixed_batch,
         pad_token_id=order.pad_token_id,
         requires=sorted(_FEATURE_NUMBERS[f] for f in order.requires),
+        cache_key=cache_key,
     )
 
 

@@ -15,6 +15,7 @@ from grpc import aio
 from pocketgrid.clock import Clock
 from pocketgrid.engine.engine import Engine
 from pocketgrid.errors import StoreError
+from pocketgrid.gateway.cachekeys import CacheKeys
 from pocketgrid.gateway.identity import GatewayIdentity, load_identity
 from pocketgrid.gateway.servicer import Servicer
 from pocketgrid.settings import GatewaySettings
@@ -43,10 +44,18 @@ class Gateway:
     """A listening gateway. Use as an async context manager.
 
     Args:
+        cache_keys: of the models that devices are to keep encrypted; None: they keep them as they are.
         state_dir: where certificates and the join secret are kept.
     """
 
-    def __init__(self, engine: Engine, settings: GatewaySettings, clock: Clock, state_dir: Path) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: GatewaySettings,
+        clock: Clock,
+        state_dir: Path,
+        cache_keys: CacheKeys | None = None,
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._state_dir = state_dir
@@ -54,6 +63,7 @@ class Gateway:
             state_dir, settings.server_names, dt.datetime.fromtimestamp(clock.wall(), dt.UTC)
         )
         self._servicer = Servicer(engine, settings, clock, self.identity.join_secret)
+        self._servicer.cache_keys = cache_keys
         self._server: aio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self.port = 0

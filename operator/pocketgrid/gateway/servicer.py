@@ -17,6 +17,7 @@ from grpc import aio
 from pocketgrid.clock import Clock
 from pocketgrid.engine.engine import Engine
 from pocketgrid.errors import PeerError, ProtocolError, RefusedError
+from pocketgrid.gateway.cachekeys import CacheKeys
 from pocketgrid.gateway.convert import (
     read_hello,
     read_job,
@@ -77,6 +78,8 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         self._clock = clock
         self._credential = f"Bearer {join_secret}".encode()
         self._sessions: dict[str, DeviceSession] = {}
+        self.cache_keys: CacheKeys | None = None
+        """Of the models that devices are to keep encrypted; None: they keep them as they are."""
         self._paces = choose_paces(settings, 0, 0)
         self._stopping = False
         self._all_left = asyncio.Event()
@@ -240,7 +243,14 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
             text = f"{len(self._sessions)} devices are attached, which is all this gateway takes"
             raise RefusedError("Full", text, retry=True)
         limit, now = self._settings.send_queue_messages, self._clock.monotonic()
-        session = DeviceSession(identity, secrets.token_urlsafe(18), limit=limit, now=now, paces=self._paces)
+        session = DeviceSession(
+            identity,
+            secrets.token_urlsafe(18),
+            limit=limit,
+            now=now,
+            paces=self._paces,
+            cache_keys=self.cache_keys,
+        )
         welcome = pb.Welcome(
             protocol_version=version,
             session_id=session.session_id,

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from pocketgrid.engine.links import LeasedShard, Settlement
+from pocketgrid.gateway.cachekeys import CacheKeys
 from pocketgrid.gateway.convert import weigh, write_leases, write_order, write_settled
 from pocketgrid.gateway.pacing import Paces
 from pocketgrid.model.device import DeviceIdentity
@@ -42,6 +43,7 @@ class DeviceSession:
         limit: messages waiting beyond which the device has stopped reading.
         now: monotonic seconds at which the device was last heard.
         paces: how often devices are to report; read whenever one is told something.
+        cache_keys: of the models it is to keep encrypted; None: it keeps them as they are.
 
     Attributes:
         held_up: nothing is read from the device at the moment, because the engine has no room for its results.
@@ -55,8 +57,18 @@ class DeviceSession:
         farewell: whether what is still queued then is worth sending.
     """
 
-    def __init__(self, identity: DeviceIdentity, session_id: str, *, limit: int, now: float, paces: Paces) -> None:
+    def __init__(
+        self,
+        identity: DeviceIdentity,
+        session_id: str,
+        *,
+        limit: int,
+        now: float,
+        paces: Paces,
+        cache_keys: CacheKeys | None = None,
+    ) -> None:
         self._identity = identity
+        self._cache_keys = cache_keys
         self.session_id = session_id
         self.last_heard = now
         self._answered_at = now
@@ -117,7 +129,9 @@ class DeviceSession:
     def send_order(self, order: WorkOrder) -> None:
         """Let the device prepare for a job."""
         self._give_work()
-        self.send(pb.GatewayMessage(work_order=write_order(order)))
+        keys = self._cache_keys
+        key = keys.key_for(self.identity.name, order.model) if keys is not None else b""
+        self.send(pb.GatewayMessage(work_order=write_order(order, key)))
 
     def send_lease(self, job: JobUid, lease: LeaseId, ttl_s: float, shards: Sequence[LeasedShard]) -> None:
         """Hand over shards.

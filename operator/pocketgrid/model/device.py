@@ -30,6 +30,8 @@ class AgentFeature(StrEnum):
 
     AFFINE_INPUTS = "AffineInputs"
     """Scales and shifts inputs before they meet the model."""
+    SEALED_CACHE = "SealedCache"
+    """Keeps a model encrypted on its disk, under a key that it has in memory only."""
 
 
 class Network(StrEnum):

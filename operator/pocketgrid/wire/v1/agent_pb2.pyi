@@ -11,6 +11,7 @@ class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FEATURE_UNSPECIFIED: _ClassVar[Feature]
     FEATURE_AFFINE_INPUTS: _ClassVar[Feature]
+    FEATURE_SEALED_CACHE: _ClassVar[Feature]
 
 class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -21,6 +22,7 @@ class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OPERATION_BATCH_FIRST: _ClassVar[Operation]
 FEATURE_UNSPECIFIED: Feature
 FEATURE_AFFINE_INPUTS: Feature
+FEATURE_SEALED_CACHE: Feature
 OPERATION_UNSPECIFIED: Operation
 OPERATION_MEAN_POOL: Operation
 OPERATION_NORMALIZE: Operation
@@ -261,7 +263,7 @@ class Pulse(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., heartbeat_interval_ms: _Optional[int] = ..., silence_limit_ms: _Optional[int] = ..., reconnect_spread_ms: _Optional[int] = ...) -> None: ...
 
 class WorkOrder(_message.Message):
-    __slots__ = ("job", "model_sha256", "model_bytes", "bindings", "outputs", "fixed_batch", "pad_token_id", "requires")
+    __slots__ = ("job", "model_sha256", "model_bytes", "bindings", "outputs", "fixed_batch", "pad_token_id", "requires", "cache_key")
     JOB_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -270,6 +272,7 @@ class WorkOrder(_message.Message):
     FIXED_BATCH_FIELD_NUMBER: _ClassVar[int]
     PAD_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUIRES_FIELD_NUMBER: _ClassVar[int]
+    CACHE_KEY_FIELD_NUMBER: _ClassVar[int]
     job: str
     model_sha256: str
     model_bytes: int
@@ -278,7 +281,8 @@ class WorkOrder(_message.Message):
     fixed_batch: int
     pad_token_id: int
     requires: _containers.RepeatedScalarFieldContainer[Feature]
-    def __init__(self, job: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_bytes: _Optional[int] = ..., bindings: _Optional[_Iterable[_Union[TensorBinding, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputPlan, _Mapping]]] = ..., fixed_batch: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., requires: _Optional[_Iterable[_Union[Feature, str]]] = ...) -> None: ...
+    cache_key: bytes
+    def __init__(self, job: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_bytes: _Optional[int] = ..., bindings: _Optional[_Iterable[_Union[TensorBinding, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputPlan, _Mapping]]] = ..., fixed_batch: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., requires: _Optional[_Iterable[_Union[Feature, str]]] = ..., cache_key: _Optional[bytes] = ...) -> None: ...
 
 class TensorBinding(_message.Message):
     __slots__ = ("input", "source", "dtype", "affine", "item_shape")
