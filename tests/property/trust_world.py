@@ -124,7 +124,7 @@ class TrustWorld:
             device = self.rng.choice(self.devices)
             if device.lies and device.witness.device not in self.caught:
                 self.caught.add(device.witness.device)
-                self.reputations.catch(device.witness)
+                self.reputations.catch(device.witness, self.now)
                 self.carry_out(self.machine.caught(device.witness.device, self.now))
 
     def commit(self, shard: int, device: Device) -> None:

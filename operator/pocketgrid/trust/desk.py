@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from pocketgrid.clock import Rng
 from pocketgrid.model.ids import DeviceName
@@ -64,7 +65,9 @@ class CheckDesk:
         self._waiting = WaitingSamples(window_of)
         self._waiting_since: float | None = None
         self._flights: dict[int, Flight] = {}
+        self._worth_trying = 0
         self._askers: dict[DeviceName, Witness] = {}
+        self._spread: set[DeviceName] = set()
         self._next_number = 0
 
     # ---- what is to be asked ----
@@ -101,7 +104,7 @@ class CheckDesk:
         stuck = self._waiting_since is not None and now - self._waiting_since >= PATIENCE_S
         partial = idle or stuck
         room = self._grid.per_shard
-        if not partial and self._wanted() < room:
+        if not partial and self._wanted() < max(room, self._worth_trying):
             return None
         # Traps take the place of others, so that a check with some is no larger than one without.
         trapped = self.traps.wanted(room)
@@ -125,6 +128,8 @@ class CheckDesk:
         if not count or not (partial or count >= room - trapped):
             for sample, window in queued.items():
                 self.wait_again(sample, window, witness.device)
+            # Looking through all that waits is dear; the next one will hardly find more unless more is there.
+            self._worth_trying = self._wanted() + room - count
             return None
         windows: dict[Sample, Window | None] = {s: self._questions[s].window for s in disputes}
         windows.update(queued)
@@ -147,6 +152,7 @@ class CheckDesk:
             self._questions.ask(sample, check.number, witness)
         self._flights[check.number] = Flight(witness, check, windows, origins | traps)
         self._waiting_since = now if self._wanted() else None
+        self._worth_trying = 0
         return check
 
     # ---- what comes of it ----
@@ -162,6 +168,7 @@ class CheckDesk:
         """What `device` brought is no measure for others. Returns the numbers of the checks it has."""
         self.traps.forget_device(device)
         self._askers.pop(device, None)
+        self._spread.clear()
         for flight in self._flights.values():
             for sample in [s for s, window in flight.windows.items() if window is None]:
                 if flight.origins[sample].device == device and sample not in self._questions:
@@ -170,11 +177,12 @@ class CheckDesk:
 
     def _most_of(self, window: Window) -> int:
         """How many of a window's samples one checker may have, so that no one in league with its device decides."""
-        crowd = 0
-        for asker in self._askers.values():
-            crowd += may_check(asker, (window.origin,), self._comparable)
+        device, crowd = window.origin.device, SPREAD
+        if device not in self._spread:
+            checkers = (w for w in self._askers.values() if may_check(w, (window.origin,), self._comparable))
+            crowd = sum(1 for _ in islice(checkers, SPREAD))
             if crowd == SPREAD:
-                break
+                self._spread.add(device)
         return math.ceil(window.samples / max(1, crowd))
 
     def _wanted(self) -> int:

@@ -215,7 +215,7 @@ class VerificationMachine:
             elif asked:
                 self._questions[sample].ballot.add(flight.witness, agrees[sample])
                 effects += [KeepAnswers((sample,)), *self._settle(sample, now)]
-            elif self._is_asked(sample, window):
+            elif self._is_asked(sample, window) and flight.origins[sample].device not in self._expelled:
                 effects += self._first_answer(sample, flight, agrees[sample], now)
         return effects
 

@@ -81,12 +81,19 @@ class History:
 
 @dataclass(slots=True)
 class Reputation:
-    """One device: how often it was caught, and its history under each fingerprint."""
+    """One device: how often it was caught, and its history under each fingerprint.
+
+    Attributes:
+        since: wall seconds when the first of what is known of it happened, or when it was last caught.
+        caught_at: wall seconds when it was last caught; 0 if never.
+    """
 
     owner: str = ""
     tier: TrustTier = TrustTier.PUBLIC
     caught: int = 0
     proven: bool = False
+    since: float = 0.0
+    caught_at: float = 0.0
     histories: dict[str, History] = field(default_factory=dict)
 
 
@@ -122,6 +129,10 @@ class Reputations:
         for history in reputation.histories.values():
             history.decay(now)
         return sum(history.confirmed for history in reputation.histories.values())
+
+    def of(self, device: DeviceName) -> Reputation | None:
+        """What is known of `device`, as of when it was last added to; to be read only. None if nothing is."""
+        return self._devices.get(device)
 
     def caught(self, device: DeviceName) -> int:
         """How often `device` was caught."""
@@ -180,9 +191,10 @@ class Reputations:
         history.suspicion -= math.log(false_alarm)
         history.consecutive = 0.0
 
-    def catch(self, witness: Witness) -> None:
+    def catch(self, witness: Witness, now: float) -> None:
         """`witness` lied: what it had proved is forgotten, that it was caught is not."""
         reputation = self._reputation(witness)
+        reputation.since = reputation.caught_at = now
         if reputation.proven:
             reputation.proven = False
             self._count(reputation, proven=-1)
@@ -202,6 +214,8 @@ class Reputations:
             "owner": reputation.owner,
             "tier": reputation.tier.name,
             "caught": reputation.caught,
+            "since": round(reputation.since, 3),
+            "caughtAt": round(reputation.caught_at, 3),
             "histories": [
                 {
                     "fingerprint": fingerprint,
@@ -228,6 +242,8 @@ class Reputations:
                 owner=str(kept["owner"]),
                 tier=TrustTier[str(kept["tier"])],
                 caught=_natural(kept["caught"]),
+                since=_number(kept.get("since", 0.0)),
+                caught_at=_number(kept.get("caughtAt", 0.0)),
                 histories={str(entry["fingerprint"]): _read_history(entry) for entry in _entries(kept["histories"])},
             )
         except KeyError as error:
@@ -249,7 +265,9 @@ class Reputations:
         return None if reputation is None else reputation.histories.get(_fingerprint(witness, model))
 
     def _history(self, witness: Witness, model: str, now: float) -> History:
-        histories = self._reputation(witness).histories
+        reputation = self._reputation(witness)
+        reputation.since = reputation.since or now
+        histories = reputation.histories
         fingerprint = _fingerprint(witness, model)
         history = histories.get(fingerprint)
         if history is None:

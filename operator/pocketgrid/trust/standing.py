@@ -56,7 +56,7 @@ class Standing:
         certain = rate == 0.0 and odds >= CONVICTING_ODDS
         if not certain and self._reputations.liar(witness, self._model, now) < CAUGHT_AT:
             return False
-        self._reputations.catch(witness)
+        self._reputations.catch(witness, now)
         return True
 
     def _liar(self, witness: Witness, now: float) -> float:
