@@ -32,6 +32,7 @@ from pocketgrid.model import events as ev
 from pocketgrid.model.device import Restraint, Vitals
 from pocketgrid.model.ids import AttemptSeq, DeviceName, JobUid, ModelDigest
 from pocketgrid.model.job import ItemFailure, Verdict
+from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import Presence
 from pocketgrid.planning.eligibility import may_receive
 from pocketgrid.planning.speed import SpeedEstimate
@@ -46,6 +47,9 @@ UNDECIDED = Verdict(accepted=None, reason="Undecided")
 
 DISTRUSTED = "Distrusted"
 """The device was caught giving wrong results; nothing of it is believed until somebody pardons it."""
+
+SPEED_DOUBT = 4.0
+"""A device is taken to be so many times faster than its answers came, at most: it may have waited for us in between."""
 
 SHORTEST_S = 1e-6
 
@@ -243,7 +247,9 @@ class Attendance:
             measured = status.items_per_second or 1.0
             record.learn_model_speed(job.spec.model.sha256, measured)
             if job.uid not in record.speeds:
-                record.speeds[job.uid] = SpeedEstimate.measured(measured / record.identity.slots)
+                own = record.tier is TrustTier.OWNED
+                first = SpeedEstimate.measured if own else SpeedEstimate.claimed
+                record.speeds[job.uid] = first(measured / record.identity.slots)
             if job.machine is None and not job.planning_cut:
                 job.planning_cut = True
                 job.tasks.append(self._grid.spawn(self._lifecycle.choose_cut(job, record), name=f"cut-{job.spec.key}"))
@@ -333,6 +339,7 @@ class Attendance:
         history = self._grid.history
         outbox = Outbox(uid, job.tokens, history)
         times, began = self._grid.times, time.thread_time()
+        believable = self._believable_seconds(job, record, outcomes, now)
         for told in outcomes:
             claim = job.tokens.read(told.token, told.shard, record.name)
             if claim is None:
@@ -382,7 +389,7 @@ class Attendance:
                 history.result(uid, record.name, outcome.shard, seq, judged, verdict.reason)
                 if verdict.accepted is True:
                     record.setbacks.pop(uid, None)
-                    self._learn_speed(job, record, seq, outcome)
+                    self._learn_speed(job, record, seq, outcome, believable)
                 else:
                     log.warning("rejected job=%s device=%s cause=%s", job.spec.key, record.name, verdict.message)
                     record.set_back(uid, now, f"{verdict.reason}: {verdict.message}")
@@ -424,7 +431,22 @@ class Attendance:
             job.unread[shard] = encoded.failures
         return encoded.failures
 
-    def _learn_speed(self, job: JobRun, record: DeviceRecord, seq: AttemptSeq, outcome: ShardOutcome) -> None:
+    def _believable_seconds(
+        self, job: JobRun, record: DeviceRecord, outcomes: Sequence[ShardOutcome], now: float
+    ) -> float:
+        """Least computing time of an item that can be believed of `outcomes`; 0 if nothing can be said.
+
+        However fast a device says it is, it has not been much faster than its answers came.
+        """
+        assert job.machine is not None
+        held = job.machine.attempts_of(record.name)
+        since = record.progress_at.get(job.uid) or min((a.handed for a in held), default=now)
+        items = sum(outcome.outputs[0].items for outcome in outcomes if outcome.outputs)
+        return (now - since) * record.identity.slots / (items * SPEED_DOUBT) if items else 0.0
+
+    def _learn_speed(
+        self, job: JobRun, record: DeviceRecord, seq: AttemptSeq, outcome: ShardOutcome, believable: float
+    ) -> None:
         assert job.machine is not None
         attempt = job.machine.attempts.get(seq)
         items = outcome.outputs[0].items if outcome.outputs else 0
@@ -432,7 +454,7 @@ class Attendance:
         if attempt is not None and items and outcome.compute_us > 0:
             # Nothing can have been computed for longer than it was there.
             there = self._grid.clock.monotonic() - attempt.handed
-            seconds = min(outcome.compute_us / 1e6, max(there, SHORTEST_S))
+            seconds = max(min(outcome.compute_us / 1e6, max(there, SHORTEST_S)), items * believable)
             learned = known.observe(items, seconds) if known is not None else SpeedEstimate.measured(items / seconds)
             record.speeds[job.uid] = learned
             record.learn_model_speed(job.spec.model.sha256, learned.items_per_second * record.identity.slots)

@@ -15,6 +15,7 @@ from pocketgrid.engine.roster import Roster, names_of
 from pocketgrid.metering.budgets import Exposure, affordable_rows
 from pocketgrid.model import events as ev
 from pocketgrid.model.ids import DeviceName
+from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import Presence, Stage
 from pocketgrid.planning.columns import FAILED, FleetColumns, Rows
 from pocketgrid.planning.dispatch import DeviceLoad, Grant, JobDemand, Prepare, decide, is_hungry
@@ -34,6 +35,9 @@ FEW = 32
 
 AT_A_TIME = 1000
 """Decisions carried out in one turn; the rest follow in the next, and the loop stays free for heartbeats."""
+
+FIRST_LEASE_SHARDS = 2
+"""For each slot of a device that is not our own: its speed is believed once it has answered."""
 
 ROUNDS = 8
 """A device gets one decision in a round: to be prepared for two jobs it takes two. What is left over is decided in the
@@ -361,6 +365,9 @@ class Dispatcher:
         assert job.machine is not None
         if self._check(record, job, now, idle=False):
             return True
+        if record.tier is not TrustTier.OWNED and job.uid not in record.progress_at:
+            # How fast it is at this job is only its own word so far.
+            count = min(count, FIRST_LEASE_SHARDS * record.identity.slots)
         count = self._affordable(job, record, count)
         if not count:
             return False

@@ -8,7 +8,7 @@ seconds per item, not in items per second, which is why the mean is kept there.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 HALF_LIFE_SECONDS = 20.0
 """Computing time after which half of the weight is new: throttling is felt within a minute."""
@@ -37,6 +37,11 @@ class SpeedEstimate:
         if not items_per_second > 0:
             raise ValueError(f"not a speed: {items_per_second}")
         return cls(1.0 / items_per_second)
+
+    @classmethod
+    def claimed(cls, items_per_second: float) -> SpeedEstimate:
+        """What a device says of itself that may say anything, in items per second (> 0): good until it has answered."""
+        return replace(cls.measured(items_per_second), weight=0.0)
 
     @property
     def items_per_second(self) -> float:

@@ -10,7 +10,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from pocketgrid.engine.engine import Engine
-from pocketgrid.engine.links import LeasedShard, ShardOutcome
+from pocketgrid.engine.links import LeasedShard, ModelStatus, ShardOutcome
 from pocketgrid.model.device import HardwareClass, NodeView, device_labels
 from pocketgrid.model.job import ItemFailure, JobSpec
 from pocketgrid.model.money import Budget, BudgetAction, PriceList
@@ -286,3 +286,32 @@ async def test_a_comparator_that_cannot_work_is_refused(tmp_path, make_job) -> N
     assert view.explanation is not None
     assert view.explanation.reason == "UnfitComparator"
     assert "k 1000" in view.explanation.message
+
+
+class Boaster(FakeDevice):
+    """Says that it is a thousand times faster than it is."""
+
+    def _report(self, status: ModelStatus) -> None:
+        super()._report(replace(status, items_per_second=1000 * status.items_per_second))
+
+    def _compute(self, shard: LeasedShard) -> ShardOutcome:
+        outcome = super()._compute(shard)
+        return replace(outcome, compute_us=max(1, outcome.compute_us // 1000))
+
+
+async def test_a_device_is_as_fast_as_its_answers_come_not_as_it_says(tmp_path, make_job) -> None:
+    spec = make_job(4000, 20)
+    async with strangers(tmp_path) as engine:
+        (boaster,) = attach(engine, "eve", kind=Boaster, items_per_second=2000)
+        sizes: list[int] = []
+        send = boaster.send_lease
+        boaster.send_lease = lambda job, lease, ttl_s, shards: (
+            sizes.append(len(shards)),
+            send(job, lease, ttl_s, shards),
+        )
+        engine.submit(spec)
+        await until(engine, lambda: (v := view_of(engine, spec)).shards > 0 and v.shards_done > 40)
+        speed = engine.device_views()[boaster.identity.name].speeds[spec.model.sha256]
+        assert speed < 8 * 2000
+        assert sum(sizes[:2]) <= 2, "on its word alone"
+        await job_reaches(engine, spec, Stage.COMPLETE)
