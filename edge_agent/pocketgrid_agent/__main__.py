@@ -14,14 +14,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pocketgrid.clock import system_rng
-from pocketgrid.errors import InvalidSpecError, RefusedError, StoreError
+from pocketgrid.errors import InvalidSpecError, PeerError, RefusedError, StoreError
 from pocketgrid.history import HistoryFile
 from pocketgrid.loglines import LineFormatter
+from pocketgrid_agent import credentials, joining
 from pocketgrid_agent import settings as options
+from pocketgrid_agent.credentials import Credentials
 from pocketgrid_agent.identity import State, open_state
 from pocketgrid_agent.probe import MachineFacts
 
 if TYPE_CHECKING:
+    from pocketgrid_agent.backoff import Backoff
     from pocketgrid_agent.loop import Agent
 
 DONE, FAILED, USAGE, REFUSED, STATE = 0, 1, 2, 3, 4
@@ -53,17 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=[handler])
     try:
-        state = open_state(settings.state_dir, name=settings.name)
+        held = credentials.load(settings.state_dir)
+        state = open_state(settings.state_dir, name=settings.name or (held.device if held is not None else ""))
     except InvalidSpecError as error:
         return _complain(error, USAGE)
     except StoreError as error:
         return _complain(error, STATE)
     try:
-        return _leave(asyncio.run(_run(settings, state)))
+        if parsed.command == "join":
+            return _join(settings, state)
+        if (problem := _not_joined(settings, state, held)) is not None:
+            return _complain(problem, USAGE)
+        return _leave(asyncio.run(_run(settings, state, held)))
     except RefusedError as error:
         return _leave(_complain(error, REFUSED))
     except StoreError as error:
         return _leave(_complain(error, STATE))
+    except PeerError as error:
+        return _leave(_complain(error, FAILED))
     except Exception:
         log.exception("ended by something unforeseen; please report it")
         return _leave(FAILED)
@@ -71,26 +81,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
         state.close()
 
 
-async def _run(settings: options.Settings, state: State) -> int:
+def _join(settings: options.Settings, state: State) -> int:
+    assert settings.invitation is not None
+    asyncio.run(joining.join(state.folder, state.name, settings.invitation, node_name=settings.node_name))
+    print(f"joined as {state.name}; start the agent with `pocketgrid-agent run`")
+    return DONE
+
+
+def _not_joined(settings: options.Settings, state: State, held: Credentials | None) -> ValueError | None:
+    """Why this device cannot run as it is, nor join by itself."""
+    if settings.invitation is not None or (held is not None and held.device == state.name):
+        return None
+    command = "`pocketgrid-agent join HOST:PORT --token ... --ca-sha256 ...`"
+    if held is None:
+        return ValueError(f"this device has not joined a grid; ask its operator's people for a command like {command}")
+    return ValueError(f"this device has joined as {held.device}, not as {state.name}; leave out --name, or {command}")
+
+
+async def _joined(settings: options.Settings, state: State, held: Credentials | None, backoff: Backoff) -> Credentials:
+    """The credentials that are held if they will do, else new ones, however long that takes."""
+    asked = settings.invitation
+    if held is not None and held.device == state.name and (asked is None or held.trusts(asked.ca_sha256)):
+        return held
+    assert asked is not None
+    complaint = ""
+    while True:
+        try:
+            return await joining.join(state.folder, state.name, asked, node_name=settings.node_name)
+        except joining.NotReachedError as error:
+            if str(error) != complaint:
+                complaint = str(error)
+                log.warning("cannot join yet cause=%s", error)
+            await asyncio.sleep(backoff.next())
+
+
+async def _run(settings: options.Settings, state: State, held: Credentials | None) -> int:
     # Imported late: gRPC costs a quarter of a second that --help and probe need not pay.
     from pocketgrid_agent.backoff import Backoff
     from pocketgrid_agent.loop import Agent
+    from pocketgrid_agent.renewal import CredentialKeeper
     from pocketgrid_agent.stream import Target
 
-    target = Target(
-        address=settings.gateway,
-        ca_certificates=settings.ca_file.read_bytes() if settings.ca_file else None,
-        secret=settings.join_secret,
-        server_name=settings.tls_server_name,
-    )
+    rng = system_rng()
+    joined = await _joined(settings, state, held, Backoff(rng))
+    keeper = CredentialKeeper(state.folder, joined, rng, settings.gateway)
     history = None
     if settings.history is not None:
         history = HistoryFile(settings.history, {"role": "agent", "device": state.name, "boot": state.boot_id})
-    agent = Agent(settings, state, target, Backoff(system_rng()), recorder=history)
+    agent = Agent(settings, state, Target(keeper), Backoff(rng), recorder=history)
     _drain_on_signals(agent)
+    renewing = asyncio.create_task(keeper.run(), name="renewal")
     try:
         await agent.run()
     finally:
+        renewing.cancel()
         if history is not None:
             history.close()
     return DONE

@@ -13,28 +13,35 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from pocketgrid_agent import android, network, profiles
+from pocketgrid.errors import StoreError
+from pocketgrid_agent import android, credentials, network, profiles
 from pocketgrid_agent.cache import SPARE_BYTES
+from pocketgrid_agent.credentials import Credentials
 from pocketgrid_agent.engine_facts import EngineError, ask_engine
 from pocketgrid_agent.findings import Finding, Gravity, as_json, as_table, failure, note, ok, warning
 from pocketgrid_agent.hours import LocalTime
 from pocketgrid_agent.policy import START, Level, judge
 from pocketgrid_agent.probe import MachineFacts
-from pocketgrid_agent.settings import join_secret
 from pocketgrid_agent.tools import ANSWER_SECONDS, all_sensors
 
 HEALTHY, SICK = 0, 5
 """Exit status: 5 if anything would keep an agent from working."""
 
 OLDEST_PYTHON = (3, 11)
-NEEDED = {"numpy": "1.26", "onnxruntime": "1.20", "grpcio": "1.80", "protobuf": "6.31"}
+NEEDED = {"numpy": "1.26", "onnxruntime": "1.20", "grpcio": "1.80", "protobuf": "6.31", "cryptography": "42"}
 """Distributions the agent needs, and the oldest version of each."""
 
-_TERMUX_PACKAGES = {"numpy": "python-numpy", "onnxruntime": "python-onnxruntime", "grpcio": "python-grpcio"}
+_TERMUX_PACKAGES = {
+    "numpy": "python-numpy",
+    "onnxruntime": "python-onnxruntime",
+    "grpcio": "python-grpcio",
+    "cryptography": "python-cryptography",
+}
 
 ROOM_BYTES = 256 << 20
 """Less for models or memory than this, and hardly anything can be done."""
@@ -63,13 +70,31 @@ def examine(parsed: argparse.Namespace, facts: MachineFacts, environment: Mappin
     yield from _readings(parsed, facts)
     if facts.os == "android":
         yield from android.examine(Path("/"), environment)
-    secret = ""
+    held, found = joined(parsed.state_dir.expanduser(), time.time())
+    yield found
+    if held is not None:
+        yield from network.examine(parsed.gateway or held.gateway_address, held)
+
+
+def joined(folder: Path, wall: float) -> tuple[Credentials | None, Finding]:
+    """This device's credentials, and what to think of them at `wall` (seconds since the Unix epoch)."""
+    remedy = "ask whoever runs the operator for a join command and run it"
     try:
-        secret = join_secret(parsed.join_secret_file, environment)
-        yield ok("join-secret", "given")
-    except ValueError as error:
-        yield failure("join-secret", str(error), "ask whoever runs the operator for it, and put it into a file")
-    yield from network.examine(parsed.gateway, parsed.ca_file, secret, parsed.tls_server_name)
+        held = credentials.load(folder)
+        readable_by_others = held is not None and (folder / credentials.KEY_FILE).stat().st_mode & 0o077
+    except (StoreError, OSError) as error:
+        return None, failure("joined", str(error), remedy)
+    if held is None:
+        return None, failure("joined", "this device has not joined a grid", remedy)
+    if readable_by_others:
+        return held, failure(
+            "joined", f"others can read this device's key in {folder}", f"chmod 600 {folder / credentials.KEY_FILE}"
+        )
+    left = held.remaining_s(wall)
+    if left <= 0:
+        text = f"as {held.device}; the certificate ran out {-left / 3600:.0f} h ago"
+        return held, note("joined", text, "nothing: a running agent gets another one by itself")
+    return held, ok("joined", f"as {held.device}; the certificate is good for {left / 3600:.0f} h")
 
 
 def packages(*, android_device: bool) -> Iterator[Finding]:

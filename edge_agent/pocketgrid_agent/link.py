@@ -79,9 +79,14 @@ class Link:
 
     async def _one_session(self) -> None:
         channel = self._target.channel()
-        stream = Stream(channel, self._target, self._owner)
+        stream = Stream(channel, self._owner)
         try:
-            welcome = await stream.open(self._backoff.patience_s)
+            try:
+                welcome = await stream.open(self._backoff.patience_s)
+            except LinkDownError as error:
+                self._target.source.dialled(successfully=isinstance(error, CrowdedError))
+                raise
+            self._target.source.dialled(successfully=True)
             self._stream = stream
             self._attached.set()
             since = asyncio.get_running_loop().time()

@@ -227,7 +227,6 @@ class Agent:
             oldest_protocol_version=framing.OLDEST_PROTOCOL_VERSION,
             device_name=self._state.name,
             boot_id=self._state.boot_id,
-            owner=settings.owner,
             node_name=settings.node_name,
             facts=pb.DeviceFacts(
                 kind=facts.kind,

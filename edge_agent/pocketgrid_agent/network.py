@@ -1,6 +1,6 @@
 """The way to the gateway, step by step, so that a fault is named by the step at which it happens.
 
-Name, port, encryption, certificate, join secret, protocol, clock: each is looked at only if the one before is right.
+Name, port, encryption, certificate, admission, protocol, clock: each is looked at only if the one before is right.
 Nothing is attached: the device's own agent may be running meanwhile.
 """
 
@@ -11,10 +11,11 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from pocketgrid_agent.credentials import Credentials
 from pocketgrid_agent.findings import Finding, failure, note, ok, warning
+from pocketgrid_agent.joining import channel_options
 
 CONNECT_SECONDS = 5.0
 CALL_SECONDS = 10.0
@@ -25,14 +26,12 @@ MOST_SKEW_SECONDS = 60.0
 _OFFLINE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 
 
-def examine(address: str, ca_file: Path | None, secret: str, server_name: str) -> Iterator[Finding]:
-    """Findings on the way to `address` (host:port)."""
+def examine(address: str, held: Credentials) -> Iterator[Finding]:
+    """Findings on the way to `address` (host:port) with these credentials."""
     host, _, port_text = address.rpartition(":")
     host = host.strip("[]")
     if not host or not port_text.isdigit() or not 0 < int(port_text) < 65536:
-        yield failure(
-            "gateway", f"{address!r} is no address", "say --gateway HOST:PORT, as the operator's people told you"
-        )
+        yield failure("gateway", f"{address!r} is no address", "join anew, or say --gateway HOST:PORT")
         return
     port = int(port_text)
     try:
@@ -50,11 +49,10 @@ def examine(address: str, ca_file: Path | None, secret: str, server_name: str) -
     if connection is None:
         return
     with connection:
-        finding = _encrypt(connection, ca_file, server_name or host)
+        finding = _encrypt(connection, held, held.server_name or host)
     yield finding
-    if finding.gravity != "ok" or not secret:
-        return
-    yield from _check(address, ca_file, secret, server_name)
+    if finding.gravity == "ok":
+        yield from _check(address, held)
 
 
 def _connect(host: str, port: int) -> tuple[socket.socket | None, Finding]:
@@ -75,12 +73,12 @@ def _connect(host: str, port: int) -> tuple[socket.socket | None, Finding]:
     return connection, ok("port", f"{host}:{port} is open")
 
 
-def _encrypt(connection: socket.socket, ca_file: Path | None, name: str) -> Finding:
+def _encrypt(connection: socket.socket, held: Credentials, name: str) -> Finding:
     check = "tls"
     try:
-        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+        context = ssl.create_default_context(cadata=held.bundle_pem.decode())
     except (OSError, ssl.SSLError) as error:
-        return failure(check, f"{ca_file} holds no certificates: {error}", "take the CA file from the operator anew")
+        return failure(check, f"the authorities kept in the state folder are damaged: {error}", "join anew")
     # As gRPC judges: a certificate that is given is trusted, whatever it lacks for the web.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -114,18 +112,18 @@ def _certificate_remedy(error: ssl.SSLCertVerificationError) -> str:
         return "compare this device's date with the real one first; else the gateway needs a new certificate"
     if "mismatch" in text or "not valid for" in text:
         return "dial a name the certificate bears, or say it with --tls-server-name"
-    return "take the CA file from the operator anew and name it with --ca-file; else somebody listens in between"
+    return "the grid has another authority than when this device joined, so join anew; or somebody listens in between"
 
 
-def _check(address: str, ca_file: Path | None, secret: str, server_name: str) -> Iterator[Finding]:
+def _check(address: str, held: Credentials) -> Iterator[Finding]:
     import grpc
 
     from pocketgrid.wire import framing
     from pocketgrid.wire.v1 import agent_pb2 as pb
     from pocketgrid.wire.v1 import agent_pb2_grpc as rpc
 
-    options = [("grpc.ssl_target_name_override", server_name)] if server_name else []
-    credentials = grpc.ssl_channel_credentials(ca_file.read_bytes() if ca_file else None)
+    options = channel_options(held.server_name)
+    credentials = grpc.ssl_channel_credentials(held.bundle_pem, held.key_pem, held.chain_pem)
     asked = time.time()
     with grpc.secure_channel(address, credentials, options) as channel:
         stub: Any = rpc.DeviceGatewayStub(channel)  # type: ignore[no-untyped-call]
@@ -133,7 +131,6 @@ def _check(address: str, ca_file: Path | None, secret: str, server_name: str) ->
             reply: pb.CheckReply = stub.Check(
                 pb.CheckRequest(protocol_version=framing.PROTOCOL_VERSION),
                 timeout=CALL_SECONDS,
-                metadata=((framing.AUTHORIZATION_KEY, f"Bearer {secret}"),),
             )
         except grpc.RpcError as error:
             yield _refusal(error)
@@ -165,8 +162,14 @@ def _refusal(error: Any) -> Finding:
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return failure(
-            "admission", "the gateway does not accept the join secret", "ask for the present one; it may have changed"
-        )
+            "admission", f"the gateway does not let this device in: {details}",
+            "ask whoever runs the operator; then join anew",
+        )  # fmt: skip
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return failure(
+            "admission", f"the gateway hung up: {details}",
+            "its certificate does not serve there: a running agent gets another one by itself; else join anew",
+        )  # fmt: skip
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return note("admission", "the gateway is too old to be asked; everything up to it works")
     return failure("admission", f"the gateway did not answer: {code.name}: {details}", "look into the operator's log")

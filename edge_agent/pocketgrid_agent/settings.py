@@ -11,18 +11,19 @@ from pathlib import Path
 
 from pocketgrid_agent import __version__, profiles
 from pocketgrid_agent.config import PREFIX, ConfigError, apply_defaults
+from pocketgrid_agent.joining import Invitation
 from pocketgrid_agent.policy import Policy
 from pocketgrid_agent.probe import MachineFacts, probe
 from pocketgrid_agent.quantities import label, positive, quantity, seconds
 
-COMMANDS = ("run", "status", "doctor", "probe")
+COMMANDS = ("run", "join", "status", "doctor", "probe")
 KINDS = ("phone", "sbc", "laptop", "desktop", "server")
 
 EXIT_CODES = """\
 exit status:
   0  drained, or stopped while nothing was begun
   1  something unforeseen; the message says what, the journal keeps all results
-  2  wrong options
+  2  wrong options, or not joined yet
   3  the gateway refused this device for good
   4  the state folder is in use by another agent, or state or cache cannot be written
   5  doctor: something keeps an agent from working here
@@ -32,7 +33,7 @@ exit status:
 ENVIRONMENT = f"""\
 environment:
   POCKETGRID_GATEWAY      default of --gateway
-  POCKETGRID_JOIN_SECRET  the join secret itself, instead of --join-secret-file
+  POCKETGRID_JOIN_TOKEN   the token itself, instead of --token-file
   POCKETGRID_CONFIG       default of --config
   {PREFIX}<OPTION>  any other option, such as {PREFIX}MIN_BATTERY=40; lists with ';' between
   XDG_CONFIG_HOME, XDG_STATE_HOME, XDG_CACHE_HOME  where file, state and cache are by default
@@ -45,6 +46,8 @@ SMALL_SHARD_BYTES = 64 << 10
 
 JOURNAL_BYTES = 256 << 20
 
+ADDRESS = re.compile(r"\S+:\d{1,5}")
+
 SHORTEST_DUTY = 0.05
 """Below it a device would be in the grid's way more than it helps."""
 
@@ -54,12 +57,10 @@ class Settings:
     """Settings of one agent process.
 
     Attributes:
-        gateway: host:port to dial.
-        ca_file: certificates to trust; None for the system's.
-        join_secret: sent with every call.
-        tls_server_name: name the gateway's certificate must bear, if not the host dialled.
+        gateway: host:port to dial; empty: what was said when this device joined.
+        invitation: how to join, should that be needed; None: not at all.
         name: of the device; empty keeps or makes one.
-        owner, node_name, labels: as in Hello.
+        node_name, labels: as in Hello.
         facts: of the machine, with the owner's corrections.
         state_dir, cache_dir: folders.
         cache_bytes: disk budget of models.
@@ -77,11 +78,8 @@ class Settings:
     """
 
     gateway: str
-    ca_file: Path | None
-    join_secret: str
-    tls_server_name: str
+    invitation: Invitation | None
     name: str
-    owner: str
     node_name: str
     labels: Mapping[str, str]
     facts: MachineFacts
@@ -115,11 +113,12 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
         prog="pocketgrid-agent",
-        # Else `--join-secret S` would mean --join-secret-file, and the secret end up in everyone's process list.
+        # Options of one version must not mean other ones in the next.
         allow_abbrev=False,
         description="Compute inference jobs leased by a PocketGrid gateway.\n\n"
         "commands:\n"
         "  run      until stopped; also without a command\n"
+        "  join     HOST:PORT --token ... --ca-sha256 ...: become a device of a grid; once, then `run`\n"
         "  status   what the agent of this state folder is doing, and if it does not work, why\n"
         "  doctor   look for what would keep an agent from working here, with remedies\n"
         "  probe    what is known of this machine, as JSON",
@@ -127,6 +126,7 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("command", nargs="?", choices=COMMANDS, default="run", help="default: run")
+    top.add_argument("address", nargs="?", metavar="HOST:PORT", help="of `join`: where")
     top.add_argument("--version", action="version", version=f"pocketgrid-agent {__version__}")
     top.add_argument(
         "--config",
@@ -148,9 +148,16 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
 
 
 def _add_gateway(group: argparse._ArgumentGroup, environment: Mapping[str, str]) -> None:
-    group.add_argument("--gateway", metavar="HOST:PORT", default=environment.get("POCKETGRID_GATEWAY", ""))
-    group.add_argument("--ca-file", type=Path, metavar="PEM", help="default: the system's certificates")
-    group.add_argument("--join-secret-file", type=Path, metavar="FILE", help="first line is the secret")
+    group.add_argument(
+        "--gateway", metavar="HOST:PORT", default=environment.get("POCKETGRID_GATEWAY", ""),
+        help="default: what was said when this device joined",
+    )  # fmt: skip
+    group.add_argument("--join", metavar="HOST:PORT", default="", help="of `run`: join there first, unless joined")
+    group.add_argument(
+        "--token", default="", metavar="TOKEN", help="others on this machine may see it while it is used"
+    )
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="its first line is the token")
+    group.add_argument("--ca-sha256", default="", metavar="HEX", help="of the grid's authority")
     group.add_argument(
         "--tls-server-name", default="", metavar="NAME", help="in the gateway's certificate, if not HOST"
     )
@@ -158,7 +165,6 @@ def _add_gateway(group: argparse._ArgumentGroup, environment: Mapping[str, str])
 
 def _add_identity(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--name", default="", help="default: made once from the host name, then kept")
-    group.add_argument("--owner", default="", help="who is responsible for this device")
     group.add_argument("--node-name", default="", help="Kubernetes Node this machine already is")
     group.add_argument("--kind", choices=KINDS, help="instead of what was found")
     group.add_argument(
@@ -200,8 +206,8 @@ def settings_from(arguments: argparse.Namespace, environment: Mapping[str, str],
     Raises:
         ValueError: something is missing or contradictory; the message names the option.
     """
-    if not re.fullmatch(r"\S+:\d{1,5}", arguments.gateway):
-        raise ValueError("--gateway HOST:PORT (or POCKETGRID_GATEWAY) is needed")
+    if arguments.gateway and not ADDRESS.fullmatch(arguments.gateway):
+        raise ValueError(f"--gateway: {arguments.gateway!r} is not HOST:PORT")
     slots: int = arguments.slots
     profile = profiles.profile_from(arguments, facts)
     # A share of less than one core is one thread that rests for a part of the time.
@@ -212,11 +218,8 @@ def settings_from(arguments: argparse.Namespace, environment: Mapping[str, str],
         raise ValueError(f"--slots {slots} need at least as many --threads, not {threads}")
     return Settings(
         gateway=arguments.gateway,
-        ca_file=_readable(arguments.ca_file, "--ca-file"),
-        join_secret=join_secret(arguments.join_secret_file, environment),
-        tls_server_name=arguments.tls_server_name,
+        invitation=invitation(arguments, environment),
         name=arguments.name,
-        owner=arguments.owner,
         node_name=arguments.node_name,
         labels=dict(arguments.labels),
         facts=facts,
@@ -272,19 +275,40 @@ def _home(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("HOME") or Path.home())
 
 
-def join_secret(file: Path | None, environment: Mapping[str, str]) -> str:
-    """The secret, from a file or else from the environment. Raises ValueError, naming what is wrong."""
-    if file is None:
-        secret = environment.get("POCKETGRID_JOIN_SECRET", "").strip()
-        if not secret:
-            raise ValueError("--join-secret-file (or POCKETGRID_JOIN_SECRET) is needed")
-        return secret
-    readable = _readable(file, "--join-secret-file")
-    assert readable is not None
-    lines = readable.read_text().split("\n", 1)
-    if not lines[0].strip():
-        raise ValueError(f"--join-secret-file: the first line of {file} is empty")
-    return lines[0].strip()
+def invitation(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Invitation | None:
+    """How to join; None if nothing was said of it.
+
+    Raises:
+        ValueError: something of it is missing; the message names the option.
+    """
+    joining = arguments.command == "join"
+    if arguments.address and not joining:
+        raise ValueError(f"{arguments.address}: only `join` takes an address; others have --gateway")
+    address = arguments.address or arguments.join
+    if not address:
+        if joining:
+            raise ValueError(
+                "join HOST:PORT: the address is missing; the whole command is what the operator's people say"
+            )
+        return None
+    if not ADDRESS.fullmatch(address):
+        raise ValueError(f"{address!r} is not HOST:PORT")
+    pin = arguments.ca_sha256.lower().removeprefix("sha256:")
+    if not re.fullmatch(r"[0-9a-f]{64}", pin):
+        raise ValueError("--ca-sha256 is needed: 64 hexadecimal digits, which are in the join command")
+    return Invitation(address, _token(arguments, environment), pin, arguments.tls_server_name)
+
+
+def _token(arguments: argparse.Namespace, environment: Mapping[str, str]) -> str:
+    if arguments.token_file is not None:
+        readable = _readable(arguments.token_file, "--token-file")
+        assert readable is not None
+        token = readable.read_text().split("\n", 1)[0].strip()
+    else:
+        token = arguments.token or environment.get("POCKETGRID_JOIN_TOKEN", "").strip()
+    if not token:
+        raise ValueError("--token, --token-file or POCKETGRID_JOIN_TOKEN is needed to join")
+    return token
 
 
 def _readable(file: Path | None, option: str) -> Path | None:

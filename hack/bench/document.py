@@ -14,17 +14,17 @@ class MarkerError(ValueError):
     """The page does not have each marker once, in order."""
 
 
-def rewrite(page: str, section: str) -> str:
-    """`page` with `section` between the markers, and all else untouched.
+def rewrite(page: str, section: str, begin: str = BEGIN, end: str = END) -> str:
+    """`page` with `section` between the markers `begin` and `end`, and all else untouched.
 
     Raises:
         MarkerError: a marker is missing, doubled or behind the other.
     """
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise MarkerError(f"the page needs one line {BEGIN!r} and, below it, one line {END!r}")
-    head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{section.strip()}\n\n{END}{tail}"
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise MarkerError(f"the page needs one line {begin!r} and, below it, one line {end!r}")
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n\n{section.strip()}\n\n{end}{tail}"
 
 
 def build_section(figures: Sequence[Figure], facts: Mapping[str, str], command: str) -> str:

@@ -19,6 +19,7 @@ from hack.bench.errors import BenchError
 from hack.bench.workloads import Workload
 from hack.controlplane.child import Child
 from hack.controlplane.errors import last_lines
+from hack.joining import enrol_agent
 from pocketgrid.storage.logentries import COMMIT, Commit, decode_line
 
 READY_DEADLINE_S = 60.0
@@ -136,12 +137,12 @@ class Grid:
 
     def _agent(self, name: str, folder: Path, where: dict[str, Any], micro_batch: int) -> Child:
         options = ["--micro-batch", str(micro_batch)] if micro_batch else []
+        enrol_agent(where, self._folder / name, name)
         return self._child(
             name,
             folder,
             [
-                "pocketgrid_agent", "--gateway", where["address"], "--ca-file", where["ca_file"],
-                "--join-secret-file", where["join_secret_file"], "--name", name, "--threads", "1",
+                "pocketgrid_agent", "--gateway", where["address"], "--name", name, "--threads", "1",
                 "--state-dir", str(self._folder / name), "--cache-dir", str(self._folder / "models"),
                 "--log-level", "info", *options,
             ],

@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hack.bench.load.identities import CrowdRegister
 from hack.bench.operator_process import write_whole
 from pocketgrid.clock import SystemClock
 from pocketgrid.engine.engine import Engine
-from pocketgrid.gateway.server import Gateway
+from pocketgrid.gateway.filestores import FileAuthority, FileTokens
+from pocketgrid.gateway.server import Gateway, Stores
 from pocketgrid.local.run import read_plan
 from pocketgrid.model.ids import JobUid
 from pocketgrid.model.view import JobView
@@ -98,6 +100,11 @@ class Host:
             write_whole(self.known.pop(uid), report)
 
 
+def _stores(settings: Settings) -> Stores:
+    folder = settings.state_dir / "gateway"
+    return Stores(FileAuthority(folder), FileTokens(folder), CrowdRegister(folder))
+
+
 async def serve(settings: Settings, jobs: Path, ready: Path, state: Path) -> None:
     """Serve until SIGTERM."""
     clock = SystemClock()
@@ -105,13 +112,12 @@ async def serve(settings: Settings, jobs: Path, ready: Path, state: Path) -> Non
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with (
         Engine(settings.engine, clock, settings.state_dir / "models", nodes_from_facts=True) as engine,
-        Gateway(engine, settings.gateway, clock, settings.state_dir / "gateway") as gateway,
+        Gateway(engine, settings.gateway, clock, settings.state_dir / "gateway", _stores(settings)) as gateway,
     ):
-        identity = gateway.identity
         host = Host(engine, gateway, jobs, state)
         tasks = [asyncio.ensure_future(host.report()), asyncio.ensure_future(host.run_jobs())]
-        where = {"ca_file": str(identity.ca_file), "join_secret_file": str(identity.join_secret_file)}
-        write_whole(ready, {"address": gateway.address, **where})
+        where = {"address": gateway.address, "gateway_folder": str(settings.state_dir / "gateway")}
+        write_whole(ready, where)
         stopping = asyncio.ensure_future(stop.wait())
         done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in (stopping, *tasks):

@@ -28,8 +28,7 @@ async def serve(settings: Settings, ready: Path, attached: Path) -> None:
             ready,
             {
                 "address": gateway.address,
-                "ca_file": str(gateway.identity.ca_file),
-                "join_secret_file": str(gateway.identity.join_secret_file),
+                "gateway_folder": str(settings.state_dir / "gateway"),
             },
         )
         revision = 0

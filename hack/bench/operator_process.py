@@ -97,8 +97,7 @@ async def serve(plan: LocalPlan, settings: Settings, watcher: Watcher, ready: Pa
             ready,
             {
                 "address": gateway.address,
-                "ca_file": str(gateway.identity.ca_file),
-                "join_secret_file": str(gateway.identity.join_secret_file),
+                "gateway_folder": str(settings.state_dir / "gateway"),
             },
         )
         engine.set_classes(plan.classes)

@@ -20,6 +20,7 @@ import typer
 
 from pocketgrid import __version__
 from pocketgrid.clock import SystemClock
+from pocketgrid.controller.token_commands import token_commands
 from pocketgrid.errors import InvalidSpecError, PocketGridError, StoreError
 from pocketgrid.history import HistoryFile
 from pocketgrid.ledger.commands import ledger_commands
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 results_app = typer.Typer(help="Look at what a job has written.", no_args_is_help=True)
 app.add_typer(results_app, name="results")
+app.add_typer(token_commands(), name="token")
 
 HistoryPath = Annotated[
     Path | None,
@@ -125,6 +127,15 @@ def operator(
     gateway_address: Annotated[
         str, typer.Option(help="Where devices connect, HOST:PORT.", envvar="POCKETGRID_GATEWAY_ADDRESS")
     ] = "127.0.0.1:7443",
+    enrolment_port: Annotated[
+        int | None, typer.Option(help="Where devices join, on the same host. Default: the gateway's port and 1.")
+    ] = None,
+    advertised_address: Annotated[
+        str, typer.Option(help="HOST:PORT devices are to dial, if not where they joined at and the gateway's port.")
+    ] = "",
+    advertised_enrolment_address: Annotated[
+        str, typer.Option(help="HOST:PORT devices are to join at. Default: the first server name, or the listener's.")
+    ] = "",
     server_name: Annotated[
         list[str] | None,
         typer.Option(help="Host name or address devices dial, if it is not that of the listener. Repeatable."),
@@ -160,7 +171,12 @@ def operator(
     if not host or not port.isdigit():
         raise InvalidSpecError("InvalidAddress", f"{gateway_address!r} is not HOST:PORT", field="--gateway-address")
     gateway = GatewaySettings(
-        host=host, port=int(port), server_names=tuple(dict.fromkeys(("localhost", host, *(server_name or ()))))
+        host=host,
+        port=int(port),
+        enrolment_port=(int(port) and int(port) + 1) if enrolment_port is None else enrolment_port,
+        advertised_address=advertised_address,
+        advertised_enrolment_address=advertised_enrolment_address,
+        server_names=tuple(dict.fromkeys((*(server_name or ()), host, "localhost"))),
     )
     settings = Settings(state_dir=(state_dir or _default_state_dir() / "operator"), gateway=gateway)
     cluster = Cluster(kubeconfig, context, namespace, liveness_endpoint, lease_seconds)

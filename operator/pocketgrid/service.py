@@ -13,15 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketgrid.clock import Clock
+from pocketgrid.controller.client import Cluster as ApiCluster
+from pocketgrid.controller.enrolment_stores import EdgeNodeRegister, SecretAuthority, SecretTokens, publish_gateway
 from pocketgrid.controller.leader import LeaseTiming
 from pocketgrid.controller.run import run_controller
 from pocketgrid.engine.engine import Engine
 from pocketgrid.engine.history import Recorder
+from pocketgrid.errors import PeerError
+from pocketgrid.gateway.authority import load_keyring
 from pocketgrid.gateway.cachekeys import load_cache_keys
-from pocketgrid.gateway.server import Gateway
+from pocketgrid.gateway.server import Gateway, Stores
 from pocketgrid.settings import Settings
 
 log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+TELL_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,7 @@ async def serve(settings: Settings, cluster: Cluster, clock: Clock, recorder: Re
         take_over=True,
         recorder=recorder,
     )
+    register = EdgeNodeRegister()
     controller: asyncio.Task[None] | None = None
     try:
         async with engine:
@@ -66,6 +74,7 @@ async def serve(settings: Settings, cluster: Cluster, clock: Clock, recorder: Re
                     stop=stop,
                     ready=ready,
                     idle=idle,
+                    register=register,
                     clock=clock,
                     timing=LeaseTiming.lasting(cluster.lease_seconds),
                 ),
@@ -73,7 +82,7 @@ async def serve(settings: Settings, cluster: Cluster, clock: Clock, recorder: Re
             )
             await _first(ready, controller)
             if not stop.is_set() and not controller.done():
-                await _serve_devices(engine, settings, clock, stop, controller)
+                await _serve_devices(engine, settings, cluster, register, clock, stop, controller)
             stop.set()
     finally:
         # The engine writes no more, however it ended: the lead may go.
@@ -84,20 +93,65 @@ async def serve(settings: Settings, cluster: Cluster, clock: Clock, recorder: Re
 
 
 async def _serve_devices(
-    engine: Engine, settings: Settings, clock: Clock, stop: asyncio.Event, controller: asyncio.Task[None]
+    engine: Engine,
+    settings: Settings,
+    cluster: Cluster,
+    register: EdgeNodeRegister,
+    clock: Clock,
+    stop: asyncio.Event,
+    controller: asyncio.Task[None],
 ) -> None:
     folder = settings.state_dir / "gateway"
-    async with Gateway(engine, settings.gateway, clock, folder, cache_keys=load_cache_keys(folder)) as gateway:
-        log.info(
-            "ready gateway=%s ca_file=%s join_secret_file=%s",
-            gateway.address, gateway.identity.ca_file, gateway.identity.join_secret_file,
-        )  # fmt: skip
-        await _first(stop, controller)
+    async with ApiCluster.connect(cluster.kubeconfig, cluster.context) as api:
+        authority = SecretAuthority(api, cluster.namespace)
+        waiting = asyncio.create_task(_until_readable(authority, clock), name="authority")
+        await _first(stop, controller, waiting)
+        if not waiting.done():
+            waiting.cancel()
+            return
+        waiting.result()
+        stores = Stores(authority, SecretTokens(api, cluster.namespace), register)
+        async with Gateway(engine, settings.gateway, clock, folder, stores, load_cache_keys(folder)) as gateway:
+            log.info("ready gateway=%s join=%s", gateway.address, gateway.enrolment_address)
+            telling = asyncio.create_task(_tell(api, cluster.namespace, gateway), name="gateway-tell")
+            try:
+                await _first(stop, controller)
+            finally:
+                telling.cancel()
+                await asyncio.gather(telling, return_exceptions=True)
 
 
-async def _first(event: asyncio.Event, task: asyncio.Task[None]) -> None:
+async def _until_readable(authority: SecretAuthority, clock: Clock) -> None:
+    """Wait out an API server that is away, or rights that are still missing."""
+    complaint = ""
+    while True:
+        try:
+            await load_keyring(authority, clock.wall())
+            return
+        except PeerError as exc:
+            if str(exc) != complaint:
+                complaint = str(exc)
+                log.warning("devices cannot connect yet cause=%s", exc)
+            await asyncio.sleep(RETRY_S)
+
+
+async def _tell(api: ApiCluster, namespace: str, gateway: Gateway) -> None:
+    """Keep what `pocketgrid token` reads up to date."""
+    told = None
+    while True:
+        wanted = gateway.public_enrolment_address, gateway.identity.ca_sha256
+        try:
+            if wanted != told:
+                await publish_gateway(api, namespace, *wanted)
+                told = wanted
+        except PeerError as exc:
+            log.warning("cannot say where devices join cause=%s", exc)
+        await asyncio.sleep(RETRY_S if told is None else TELL_S)
+
+
+async def _first(event: asyncio.Event, *tasks: asyncio.Task[None]) -> None:
     waiting = asyncio.create_task(event.wait())
     try:
-        await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()

@@ -64,8 +64,24 @@ class GatewaySettings:
     port: int = 0
     """0 picks a free one."""
 
+    enrolment_port: int = 0
+    """Where devices join, on the same host; 0 picks a free one."""
+
+    advertised_address: str = ""
+    """HOST:PORT that devices are told to dial once they have joined; empty: the host they joined at, and `port`."""
+
+    advertised_enrolment_address: str = ""
+    """HOST:PORT that people are told to let devices join at; empty: the first of `server_names`, and
+    `enrolment_port`."""
+
     server_names: tuple[str, ...] = ("localhost", "127.0.0.1")
     """Names and addresses the gateway's certificate is good for."""
+
+    trust_domain: str = "pocketgrid.dev"
+    """The first part of what certificates call devices, ``spiffe://<trust domain>/device/<name>``."""
+
+    certificate_seconds: float = 86400.0
+    """Life of a device's certificate; a new one is asked for after two thirds of it."""
 
     heartbeat_seconds: float = 2.0
     """How often devices report, unless there are too many of them."""

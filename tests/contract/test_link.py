@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from hack import joining
 from pocketgrid.gateway import server
 from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.view import Presence
@@ -38,12 +39,10 @@ class Agent:
     process: asyncio.subprocess.Process | None = None
 
     async def start(self, grid: Grid, address: str = "") -> None:
-        identity = grid.identity
         self.home.mkdir(parents=True, exist_ok=True)
+        await joining.enrol(grid.gateway_folder, self.home / "state", self.name, grid.gateway.address)
         arguments = [
             "--gateway", address or grid.gateway.address,
-            "--ca-file", str(identity.ca_file),
-            "--join-secret-file", str(identity.join_secret_file),
             "--name", self.name,
             "--state-dir", str(self.home / "state"),
             "--cache-dir", str(self.home / "cache"),
@@ -215,12 +214,11 @@ async def test_results_outlive_the_operator(tmp_path) -> None:
             await reaches(first, 0)
             arguments = [
                 "--gateway", f"127.0.0.1:{port}", "--name", "one", "--threads", "1",
-                "--ca-file", str(identity_from / "gateway/ca.crt"),
-                "--join-secret-file", str(identity_from / "gateway/join-secret"),
                 "--state-dir", str(tmp_path / "one/state"), "--cache-dir", str(tmp_path / "one/cache"),
                 "--log-level", "debug",
             ]  # fmt: skip
             one.home.mkdir()
+            await joining.enrol(identity_from / "gateway", one.home / "state", "one", f"127.0.0.1:{port}")
             with (one.home / "log").open("ab") as log:
                 one.process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "pocketgrid_agent", *arguments, stdout=log, stderr=subprocess.STDOUT

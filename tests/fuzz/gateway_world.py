@@ -14,8 +14,10 @@ import grpc.aio
 from pocketgrid.clock import SystemClock
 from pocketgrid.engine.engine import Engine
 from pocketgrid.gateway.inbox import AssemblyRoom
+from pocketgrid.gateway.register import DeviceRecord
 from pocketgrid.gateway.servicer import Servicer
 from pocketgrid.gateway.session import DeviceSession
+from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.job import JobSpec
 from pocketgrid.model.view import Stage
 from pocketgrid.settings import EngineSettings, GatewaySettings
@@ -24,7 +26,6 @@ from pocketgrid.wire.v1 import agent_pb2 as pb
 from tests.unit.gateway.grid import a_hello, a_job, check_output, computed, until
 
 ITEMS, PER_SHARD = 60, 5
-SECRET = "the secret"
 ENGINE = EngineSettings(tick_seconds=0.01, reconnect_grace_seconds=0.01, lease_minimum_seconds=0.5)
 GATEWAY = GatewaySettings(heartbeat_seconds=5.0, silence_seconds=20.0, hello_seconds=5.0)
 
@@ -32,7 +33,8 @@ GATEWAY = GatewaySettings(heartbeat_seconds=5.0, silence_seconds=20.0, hello_sec
 class Wire:
     """One stream, as the servicer sees it."""
 
-    def __init__(self, heard: Callable[[pb.GatewayMessage], None]) -> None:
+    def __init__(self, device: str, heard: Callable[[pb.GatewayMessage], None]) -> None:
+        self._device = device
         self._said: asyncio.Queue[Any] = asyncio.Queue()
         self._heard = heard
         self._incoming = framing.Reassembler(pb.GatewayMessage)
@@ -60,10 +62,27 @@ class Wire:
         raise grpc.aio.AbortError(f"{code}: {details}")
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
-        return ((framing.AUTHORIZATION_KEY, f"Bearer {SECRET}"),)
+        return ()
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        name = f"spiffe://{GATEWAY.trust_domain}/device/{self._device}"
+        return {"peer_spiffe_id": [name.encode()], "x509_common_name": [b"key"]}
 
     def peer(self) -> str:
         return "memory"
+
+
+class Everybody:
+    """A register that knows all devices."""
+
+    def __init__(self) -> None:
+        self.on_change: Callable[[DeviceName], None] = lambda _: None
+
+    def find(self, device: DeviceName) -> DeviceRecord:
+        return DeviceRecord(device, "key", "tester")
+
+    async def enrol(self, record: DeviceRecord) -> None:
+        raise AssertionError("nobody enrols here")
 
 
 class Errors(logging.Handler):
@@ -81,7 +100,7 @@ class Honest:
     """Does what it is told."""
 
     def __init__(self) -> None:
-        self.wire = Wire(self.hear)
+        self.wire = Wire("honest", self.hear)
         self.orders: dict[str, pb.WorkOrder] = {}
         self.refusals: list[pb.Refusal] = []
 
@@ -114,7 +133,7 @@ class Hostile:
     refused: bool = False
 
     def __post_init__(self) -> None:
-        self.wire = Wire(self.hear)
+        self.wire = Wire("hostile", self.hear)
 
     def hear(self, message: pb.GatewayMessage) -> None:
         match message.WhichOneof("body"):
@@ -187,7 +206,7 @@ async def a_world() -> AsyncIterator[World]:
             spec = a_job(Path(folder), items=ITEMS, per_shard=PER_SHARD)
             async with Engine(ENGINE, clock, Path(folder) / "models", nodes_from_facts=True) as engine:
                 engine.submit(spec)
-                world = World(engine, Servicer(engine, GATEWAY, clock, SECRET), spec, errors)
+                world = World(engine, Servicer(engine, GATEWAY, clock, Everybody(), None), spec, errors)
                 yield world
                 world.check()
             check_output(spec, ITEMS)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ import numpy as np
 
 from hack.controlplane.child import bound_to_parent
 from hack.controlplane.servers import free_port
+from pocketgrid.controller.enrolment_stores import SecretAuthority, SecretTokens
+from pocketgrid.gateway.authority import load_keyring
+from pocketgrid.gateway.tokens import make_token
 from tests.fakes.models import write_affine_model
 from tests.faults.proxy import Conditions, FaultProxy
 from tests.integration.api_link import proxy_to
@@ -99,6 +103,18 @@ class Processes:
         self.door = door
         self.all: list[Process] = []
         self._state = world.folder / "state"
+        self._enrolment_port = free_port()
+        self._invitation: list[str] = []
+
+    async def prepare(self) -> None:
+        """Make the authority, as whichever operator comes first would, and a token for all agents."""
+        keyring = await load_keyring(SecretAuthority(self.world.cluster, self.world.namespace), time.time())
+        made = make_token(owner=self.world.mark, now=time.time(), ttl_s=3600, uses=100)
+        await SecretTokens(self.world.cluster, self.world.namespace).create(made.token)
+        file = self.world.folder / "token"
+        file.write_text(made.text, encoding="utf-8")
+        address, pin = f"127.0.0.1:{self._enrolment_port}", keyring.authorities[0].sha256
+        self._invitation = ["--join", address, "--token-file", str(file), "--ca-sha256", pin]
 
     def operator(self, name: str, port: int, kubeconfig: Path | None = None, **environment: str) -> Process:
         arguments = [
@@ -106,6 +122,7 @@ class Processes:
             "--kubeconfig", str(kubeconfig or self.world.control_plane.kubeconfig),
             "--namespace", self.world.namespace,
             "--gateway-address", f"127.0.0.1:{port}",
+            "--enrolment-port", "0" if self.all else str(self._enrolment_port),
             "--state-dir", str(self._state),
             "--lease-seconds", str(LEASE_S),
             "--history", str(self.history(name)),
@@ -120,9 +137,8 @@ class Processes:
         arguments = [
             "pocketgrid_agent",
             "--gateway", f"127.0.0.1:{self.door.port}",
-            "--ca-file", str(self._state / "gateway" / "ca.crt"),
-            "--join-secret-file", str(self._state / "gateway" / "join-secret"),
-            "--name", self.world.name(name), "--owner", self.world.mark, "--kind", "phone",
+            *self._invitation,
+            "--name", self.world.name(name), "--kind", "phone",
             "--threads", "1",
             "--state-dir", str(home), "--cache-dir", str(home / "models"),
             *options,
@@ -152,6 +168,7 @@ async def processes(world: World) -> AsyncIterator[Processes]:
     """All of a test's processes, ended with it."""
     async with proxy_to(free_port()).serving() as door:
         made = Processes(world, door)
+        await made.prepare()
         try:
             yield made
         finally:

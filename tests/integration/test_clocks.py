@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hack import joining
 from hack.controlplane import ControlPlane
 from pocketgrid.clock import SystemClock
 from pocketgrid.controller import nodes
@@ -136,11 +137,9 @@ async def test_a_certificate_made_while_the_clock_was_ahead_is_made_again(tmp_pa
 
 @asynccontextmanager
 async def an_agent(gateway: Gateway, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    await joining.enrol(folder / "gateway", folder / "state", "phone", gateway.address)
     arguments = [
-        "--gateway", gateway.address,
-        "--ca-file", str(gateway.identity.ca_file),
-        "--join-secret-file", str(gateway.identity.join_secret_file),
-        "--name", "phone", "--state-dir", str(folder / "state"), "--cache-dir", str(folder / "cache"),
+        "--state-dir", str(folder / "state"), "--cache-dir", str(folder / "cache"),
     ]  # fmt: skip
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "pocketgrid_agent", *arguments,

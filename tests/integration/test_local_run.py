@@ -63,7 +63,7 @@ def agents_of(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if str(folder / "state/local/gateway/join-secret") in line:
+        if str(folder / "state/local/agents/models") in line:
             found.append(process)
     return found
 

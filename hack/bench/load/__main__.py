@@ -14,7 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hack.bench.load.devices import AT_ONCE, Fleet
+from hack.bench.load.identities import FixedCredentials, crowd_key, device_names
 from hack.bench.operator_process import write_whole
+from hack.joining import certify
 from pocketgrid_agent.stream import Target
 
 REPORT_S = 0.25
@@ -24,8 +26,7 @@ def main() -> None:
     """Dial and stay until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m hack.bench.load")
     parser.add_argument("--gateway", required=True, metavar="HOST:PORT")
-    parser.add_argument("--ca-file", type=Path, required=True)
-    parser.add_argument("--join-secret-file", type=Path, required=True)
+    parser.add_argument("--gateway-folder", type=Path, required=True, help="where the gateway keeps its authority")
     parser.add_argument("--prefix", default="idle", help="of the devices' names")
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help="how many dial before the first is attached")
@@ -36,13 +37,14 @@ def main() -> None:
     if arguments.count + 256 > hard:
         parser.error(f"{arguments.count} devices need as many open files; the limit here is {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, arguments.count + 256)), hard))
-    target = Target(
-        address=arguments.gateway,
-        ca_certificates=arguments.ca_file.read_bytes(),
-        secret=arguments.join_secret_file.read_text().splitlines()[0],
-    )
+    names = device_names(arguments.prefix, arguments.count)
+    key = crowd_key(arguments.gateway_folder)
+    targets = [
+        Target(FixedCredentials(each))
+        for each in asyncio.run(certify(arguments.gateway_folder, key, names, arguments.gateway))
+    ]
     rng = random.Random(arguments.seed)
-    fleet = Fleet(arguments.prefix, arguments.count, target, rng, at_once=arguments.at_once)
+    fleet = Fleet(names, targets, rng, at_once=arguments.at_once)
     # A hundred thousand long-lived objects: looking through them again and again would be most of this process's work.
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)

@@ -70,8 +70,8 @@ class Crowd:
             child = self.child(
                 f"load-{number}",
                 [
-                    "hack.bench.load", "--gateway", where["address"], "--ca-file", where["ca_file"],
-                    "--join-secret-file", where["join_secret_file"], "--prefix", f"idle-{number}",
+                    "hack.bench.load", "--gateway", where["address"], "--gateway-folder", where["gateway_folder"],
+                    "--prefix", f"idle-{number}",
                     "--count", str(count), "--seed", str(number), "--at-once", str(at_once),
                     "--state", str(self._load_state(number)),
                 ],

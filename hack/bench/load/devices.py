@@ -148,24 +148,25 @@ class Fleet:
     """Idle devices on one event loop.
 
     Args:
-        prefix: of their names.
+        names: of the devices.
+        targets: whom each of them dials, and as what.
         rng: for the jitter of their dials.
         at_once: how many dial for the first time before the first of them is attached.
     """
 
-    def __init__(self, prefix: str, count: int, target: Target, rng: Rng, *, at_once: int = AT_ONCE) -> None:
-        self._target = target
+    def __init__(self, names: Sequence[str], targets: Sequence[Target], rng: Rng, *, at_once: int = AT_ONCE) -> None:
+        self._targets = targets
         self._at_once = at_once
         self._rng = rng
-        self.devices = [IdleDevice(f"{prefix}-{number:05d}") for number in range(count)]
+        self.devices = [IdleDevice(name) for name in names]
 
     async def run(self) -> None:
         """Let them dial for the first time and keep them going until cancelled."""
         gate = asyncio.Semaphore(self._at_once)
         async with asyncio.TaskGroup() as tasks:
-            for device in self.devices:
+            for device, target in zip(self.devices, self._targets, strict=True):
                 await gate.acquire()
-                tasks.create_task(device.run(self._target, self._rng), name=device.name)
+                tasks.create_task(device.run(target, self._rng), name=device.name)
                 tasks.create_task(_release_when_answered(device, gate))
 
     def state(self) -> FleetState:

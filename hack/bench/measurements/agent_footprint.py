@@ -19,6 +19,7 @@ from hack.bench.figures import Definition, Figure
 from hack.bench.grid import STOP_DEADLINE_S, wait_for_file
 from hack.bench.measurements.base import Conditions, Measurement, median
 from hack.controlplane.child import Child
+from hack.joining import enrol_agent
 
 DEADLINE_S = 60.0
 SETTLE_S = 3.0
@@ -103,12 +104,12 @@ def _gateway(folder: Path) -> Iterator[tuple[dict[str, Any], Path]]:
 def _start_once(folder: Path, where: dict[str, Any], attached: Path, *, idle_s: float) -> tuple[float, _Idle | None]:
     """Seconds until attached, and what idling for `idle_s` costs."""
     attached.unlink(missing_ok=True)
+    enrol_agent(where, folder / "agent", "bench-idle")
     agent = _child(
         "agent",
         folder,
         [
-            "pocketgrid_agent", "--gateway", where["address"], "--ca-file", where["ca_file"],
-            "--join-secret-file", where["join_secret_file"], "--name", "bench-idle",
+            "pocketgrid_agent", "--gateway", where["address"], "--name", "bench-idle",
             "--state-dir", str(folder / "agent"), "--cache-dir", str(folder / "models"), "--log-level", "warning",
         ],
     )  # fmt: skip

@@ -22,6 +22,7 @@ from hack.bench.measurements.base import AGENTS, Conditions, Measurement, median
 from hack.controlplane import ControlPlane, ensure
 from hack.controlplane.child import Child
 from hack.controlplane.errors import last_lines
+from hack.joining import invite
 
 CRDS = Path(__file__).parents[3] / "crds"
 NAMESPACE = "pocketgrid-system"
@@ -67,12 +68,13 @@ def _running(control_plane: ControlPlane, folder: Path) -> Iterator[Child]:
     address = f"127.0.0.1:{_free_port()}"
     state = folder / "operator"
     context = ["--context", control_plane.source.context] if control_plane.source.context else []
+    where = ["--namespace", NAMESPACE]
     operator = _child(
         "operator",
         folder,
         [
             "pocketgrid", "operator", "--kubeconfig", str(control_plane.kubeconfig), *context,
-            "--namespace", NAMESPACE, "--gateway-address", address, "--state-dir", str(state),
+            *where, "--gateway-address", address, "--enrolment-port", "0", "--state-dir", str(state),
             "--log-level", "warning",
         ],
     )  # fmt: skip
@@ -80,14 +82,14 @@ def _running(control_plane: ControlPlane, folder: Path) -> Iterator[Child]:
     operator.start()
     try:
         _wait_for_listener(address, operator)
+        invitation = invite("bench", AGENTS, ["--kubeconfig", str(control_plane.kubeconfig), *context, *where])
         for number in range(1, AGENTS + 1):
             name = f"bench-{number}"
             agent = _child(
                 name,
                 folder,
                 [
-                    "pocketgrid_agent", "--gateway", address, "--ca-file", str(state / "gateway" / "ca.crt"),
-                    "--join-secret-file", str(state / "gateway" / "join-secret"), "--name", name, "--threads", "1",
+                    "pocketgrid_agent", *invitation, "--name", name, "--threads", "1",
                     "--state-dir", str(folder / name), "--cache-dir", str(folder / "models"),
                 ],
             )  # fmt: skip

@@ -21,6 +21,7 @@ from hack.bench.figures import Definition, Figure
 from hack.bench.load.crowd import Crowd, wait_for_json
 from hack.bench.measurements.base import AGENTS, Conditions, Measurement, median
 from hack.controlplane.child import Child
+from hack.joining import enrol_agent
 
 DEVICES, QUICK_DEVICES = 10_000, 500
 PROCESSES = 2
@@ -170,11 +171,11 @@ def _start_agents(crowd: Crowd) -> list[Child]:
     where = crowd.where()
     agents = []
     for number in range(1, AGENTS + 1):
+        enrol_agent(where, crowd.folder / f"worker-{number}", f"worker-{number}")
         agent = crowd.child(
             f"worker-{number}",
             [
-                "pocketgrid_agent", "--gateway", where["address"], "--ca-file", where["ca_file"],
-                "--join-secret-file", where["join_secret_file"], "--name", f"worker-{number}", "--threads", "1",
+                "pocketgrid_agent", "--gateway", where["address"], "--name", f"worker-{number}", "--threads", "1",
                 "--state-dir", str(crowd.folder / f"worker-{number}"), "--cache-dir", str(crowd.folder / "models"),
                 "--label", f"{WORKER}=yes", "--micro-batch", str(workloads.EMBEDDING_MICRO_BATCH),
             ],

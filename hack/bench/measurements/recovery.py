@@ -24,6 +24,7 @@ from hack.bench.load.crowd import Crowd
 from hack.bench.measurements.agent_loss import LEASE_SECONDS, release_times
 from hack.bench.measurements.base import AGENTS, Conditions, Measurement, median
 from hack.controlplane.child import Child
+from hack.joining import enrol_agent
 
 RESTART_ROWS = 3_000
 SILENCE_ROWS = 6_000
@@ -73,11 +74,11 @@ def _start_agents(crowd: Crowd, folder: Path) -> list[Child]:
     where = json.loads((folder / "grid" / "ready.json").read_text())
     agents = []
     for number in range(1, AGENTS + 1):
+        enrol_agent(where, folder / f"agent-{number}", f"agent-{number}")
         agent = crowd.child(
             f"agent-{number}",
             [
-                "pocketgrid_agent", "--gateway", where["address"], "--ca-file", where["ca_file"],
-                "--join-secret-file", where["join_secret_file"], "--name", f"agent-{number}", "--threads", "1",
+                "pocketgrid_agent", "--gateway", where["address"], "--name", f"agent-{number}", "--threads", "1",
                 "--state-dir", str(folder / f"agent-{number}"), "--cache-dir", str(folder / "models"),
             ],
         )  # fmt: skip

@@ -18,6 +18,7 @@ from pocketgrid.api.v1alpha1.edge_node import EdgeNode
 from pocketgrid.api.v1alpha1.hardware_class import HardwareClass
 from pocketgrid.api.v1alpha1.inference_job import InferenceJob
 from pocketgrid.api.v1alpha1.meta import API_VERSION, Kind
+from pocketgrid.api.v1alpha1.tolerance_profile import ToleranceProfile
 from pocketgrid.errors import PeerError, RefusedError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ EVENTS = Endpoint("/api/v1", "events", namespaced=True)
 LEASES = Endpoint("/apis/coordination.k8s.io/v1", "leases", namespaced=True)
 JOBS = _endpoint(InferenceJob)
 CLASSES = _endpoint(HardwareClass)
+PROFILES = _endpoint(ToleranceProfile)
 EDGE_NODES = _endpoint(EdgeNode)
 
 
@@ -143,12 +145,12 @@ class Cluster:
         """Read one object."""
         return await self._call("GET", endpoint.path(name, namespace))
 
-    async def list(self, endpoint: Endpoint) -> tuple[list[Json], str]:
-        """Read all objects of a kind, over all namespaces; with the resource version of the list."""
+    async def list(self, endpoint: Endpoint, namespace: str = "") -> tuple[list[Json], str]:
+        """Read all objects of a kind, over all namespaces without one; with the resource version of the list."""
         found: list[Json] = []
         query = {"limit": str(PAGE)}
         while True:
-            page = await self._call("GET", endpoint.path(), query)
+            page = await self._call("GET", endpoint.path(namespace=namespace), query)
             found += page.get("items") or []
             metadata = page["metadata"]
             if not metadata.get("continue"):

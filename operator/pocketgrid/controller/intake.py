@@ -14,15 +14,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pocketgrid.api.convert import refusal, tier_of, to_hardware_class, to_job_spec, ttl_seconds
+from pocketgrid.api.convert import refusal, tier_of, to_hardware_class, to_job_spec, to_tolerance_profile, ttl_seconds
 from pocketgrid.api.v1alpha1.inference_job import InferenceJobSpec
 from pocketgrid.api.v1alpha1.meta import Immutable
 from pocketgrid.api.validation import validate
 from pocketgrid.controller.client import Json
-from pocketgrid.controller.records import ClassRecord, EdgeRecord, JobRecord, Records, finished, version_of
+from pocketgrid.controller.records import (
+    ClassRecord,
+    EdgeRecord,
+    JobRecord,
+    ProfileRecord,
+    Records,
+    finished,
+    version_of,
+)
 from pocketgrid.engine.engine import Engine
 from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.device import LABEL_PREFIX
@@ -46,11 +54,16 @@ IMMUTABLE = tuple(
 
 
 class Intake:
-    """Reads objects into the records and the engine."""
+    """Reads objects into the records and the engine.
 
-    def __init__(self, engine: Engine, records: Records) -> None:
+    Args:
+        told: called with the name of an EdgeNode that has changed or is gone.
+    """
+
+    def __init__(self, engine: Engine, records: Records, told: Callable[[DeviceName], None] = lambda _: None) -> None:
         self._engine = engine
         self._records = records
+        self._told = told
 
     def take_job(self, body: Mapping[str, Any]) -> dict[str, str]:
         """Submit an InferenceJob, or an edit of it, or note why it cannot be.
@@ -128,6 +141,34 @@ class Intake:
         known = self._records.classes
         self._engine.set_classes({n: r.hardware_class for n, r in known.items() if r.hardware_class is not None})
 
+    def take_profile(self, body: Mapping[str, Any]) -> None:
+        """A ToleranceProfile appeared or changed. One that cannot be read lets nothing be compared."""
+        metadata = body["metadata"]
+        record = self._records.profiles.get(metadata["name"])
+        if record is not None and version_of(body) < record.version:
+            return
+        if record is None or record.uid != metadata["uid"]:
+            record = self._records.profiles[metadata["name"]] = ProfileRecord(metadata["name"], metadata["uid"])
+        if not record.see(body):
+            return
+        try:
+            record.profile = to_tolerance_profile(body)
+        except InvalidSpecError as exc:
+            record.profile = None
+            log.warning("tolerance profile unreadable name=%s cause=%s", record.name, exc)
+        self._tell_profiles()
+
+    def drop_profile(self, name: str, uid: str) -> None:
+        """A ToleranceProfile was deleted."""
+        record = self._records.profiles.get(name)
+        if record is not None and record.uid == uid:
+            del self._records.profiles[name]
+            self._tell_profiles()
+
+    def _tell_profiles(self) -> None:
+        known = self._records.profiles.values()
+        self._engine.set_profiles([record.profile for record in known if record.profile is not None])
+
     def take_edge_node(self, body: Mapping[str, Any]) -> None:
         """An EdgeNode appeared or changed."""
         metadata, spec = body["metadata"], body.get("spec") or {}
@@ -140,14 +181,22 @@ class Intake:
             record.generation = metadata.get("generation", 0)
             record.owner = str(spec.get("owner") or "")
             record.node_name = str(spec.get("nodeName") or "")
-            self._engine.set_tier(DeviceName(record.name), tier_of(body))
+            record.hardware_class = str(spec.get("hardwareClass") or "")
+            record.key_sha256 = str(spec.get("keySHA256") or "")
+            record.tier = tier_of(body)
+            record.revoked = bool(spec.get("revoked"))
+            self._records.shut_out.discard(record.name)
+            self._engine.set_tier(DeviceName(record.name), record.tier)
+            self._told(DeviceName(record.name))
 
     def drop_edge_node(self, name: str, uid: str) -> None:
         """An EdgeNode was deleted."""
         record = self._records.edge_nodes.get(name)
         if record is not None and record.uid == uid:
             del self._records.edge_nodes[name]
+            self._records.shut_out.add(name)
             self._engine.set_tier(DeviceName(name), TrustTier.PUBLIC)
+            self._told(DeviceName(name))
 
     def _job_record(self, body: Mapping[str, Any]) -> JobRecord:
         metadata = body["metadata"]

@@ -151,7 +151,8 @@ class Publisher:
         for name, view in views.items():
             record = self._records.edge_nodes.get(name)
             if record is None:
-                if view.presence is Presence.CONNECTED:
+                # Whoever joined has one since then. A device whose link is about to end must not get it back.
+                if view.presence is Presence.CONNECTED and name not in self._records.shut_out:
                     self._lanes.start(f"edge/{name}", partial(self._create_edge_node, view))
                 continue
             if record.node_name != view.identity.node_name and view.presence is Presence.CONNECTED:
@@ -249,7 +250,7 @@ class Publisher:
 
     def _class_status(self, record: ClassRecord, nodes: list[NodeView], ready: set[str]) -> Json:
         chosen = record.hardware_class
-        matching = [n.name for n in nodes if chosen is not None and chosen.selector.matches(n.labels)]
+        matching = [n.name for n in nodes if chosen is not None and chosen.includes(n.labels)]
         available = sum(name in ready for name in matching)
         now = self._now()
         return hardware_class_status(

@@ -15,6 +15,8 @@ from pocketgrid.controller.client import Json
 from pocketgrid.controller.manifests import KEPT_ANNOTATION, KEPT_BY, PAUSED_CONDITION, read_node
 from pocketgrid.model.device import HardwareClass, NodeView
 from pocketgrid.model.ids import DeviceName, JobUid
+from pocketgrid.model.numerics import ToleranceProfile
+from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import Explanation
 
 
@@ -80,6 +82,13 @@ class ClassRecord(Record):
 
 
 @dataclass(slots=True)
+class ProfileRecord(Record):
+    """A ToleranceProfile; None if it cannot be read."""
+
+    profile: ToleranceProfile | None = None
+
+
+@dataclass(slots=True)
 class EdgeRecord(Record):
     """An EdgeNode.
 
@@ -90,6 +99,10 @@ class EdgeRecord(Record):
 
     owner: str = ""
     node_name: str = ""
+    hardware_class: str = ""
+    tier: TrustTier = TrustTier.PUBLIC
+    key_sha256: str = ""
+    revoked: bool = False
     items_before: int | None = None
 
     @property
@@ -122,12 +135,18 @@ class NodeRecord(Record):
 
 @dataclass(slots=True)
 class Records:
-    """All objects the controller knows."""
+    """All objects the controller knows.
+
+    Attributes:
+        shut_out: devices whose EdgeNode was deleted since this process began: they have to join anew.
+    """
 
     jobs: dict[JobUid, JobRecord] = field(default_factory=dict)
     classes: dict[str, ClassRecord] = field(default_factory=dict)
+    profiles: dict[str, ProfileRecord] = field(default_factory=dict)
     edge_nodes: dict[str, EdgeRecord] = field(default_factory=dict)
     nodes: dict[str, NodeRecord] = field(default_factory=dict)
+    shut_out: set[str] = field(default_factory=set)
 
 
 def read_node_record(body: Mapping[str, Any]) -> NodeRecord:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketgrid.clock import Clock, Rng, SystemClock, system_rng
-from pocketgrid.controller.client import CLASSES, EDGE_NODES, JOBS, NODES, Cluster, NotFoundError
+from pocketgrid.controller.client import CLASSES, EDGE_NODES, JOBS, NODES, PROFILES, Cluster, NotFoundError
+from pocketgrid.controller.enrolment_stores import EdgeNodeRegister
 from pocketgrid.controller.intake import Intake
 from pocketgrid.controller.lanes import Lanes
 from pocketgrid.controller.leader import Election, LeaseTiming
@@ -52,6 +53,7 @@ async def run_controller(
     stop: asyncio.Event,
     ready: asyncio.Event,
     idle: asyncio.Event | None = None,
+    register: EdgeNodeRegister | None = None,
     liveness_endpoint: str | None = None,
     clock: Clock | None = None,
     rng: Rng | None = None,
@@ -69,6 +71,7 @@ async def run_controller(
         ready: set when this process leads, all objects have been taken in and watching has begun.
         idle: set by the caller when the engine works no more, some time after `stop`. The lead is kept until then
             (at most 30 s), so that a successor never meets an engine that still writes. None: there is no need.
+        register: of the gateway that runs beside this; serves it once `ready` is set. None: there is none.
         liveness_endpoint: URL to serve for liveness probes.
 
     Raises:
@@ -88,7 +91,7 @@ async def run_controller(
         async with serve_liveness(liveness_endpoint, lambda: election.certain):
             if not await _unless(stop, election.acquire()):
                 return
-            await _lead(engine, cluster, election, stop, ready, idle, clock, rng)
+            await _lead(engine, cluster, election, register or EdgeNodeRegister(), stop, ready, idle, clock, rng)
         # Only a stop that was asked for hands over at once: after anything else, the engine may still be writing.
         await election.release()
 
@@ -97,6 +100,7 @@ async def _lead(
     engine: Engine,
     cluster: Cluster,
     election: Election,
+    register: EdgeNodeRegister,
     stop: asyncio.Event,
     ready: asyncio.Event,
     idle: asyncio.Event | None,
@@ -104,7 +108,9 @@ async def _lead(
     rng: Rng,
 ) -> None:
     holding = asyncio.create_task(election.hold(), name="controller-lead")
-    working = asyncio.create_task(_work(engine, cluster, election, stop, ready, clock, rng), name="controller-work")
+    working = asyncio.create_task(
+        _work(engine, cluster, election, register, stop, ready, clock, rng), name="controller-work"
+    )
     try:
         await asyncio.wait({holding, working}, return_when=asyncio.FIRST_COMPLETED)
         if not holding.done() and idle is not None and working.exception() is None:
@@ -122,6 +128,7 @@ async def _work(
     engine: Engine,
     cluster: Cluster,
     election: Election,
+    register: EdgeNodeRegister,
     stop: asyncio.Event,
     ready: asyncio.Event,
     clock: Clock,
@@ -130,10 +137,11 @@ async def _work(
     from pocketgrid.controller.handlers import build_registry, build_settings
     from pocketgrid.controller.watching import watch
 
-    records = Records()
-    intake = Intake(engine, records)
+    records = register.records
+    intake = Intake(engine, records, register.tell)
     async with Lanes(clock, rng, lambda: election.certain) as lanes:
         writer = cluster.fenced(lambda: election.certain)
+        register.serve(writer, intake.take_edge_node)
         nodes = NodeKeeper(writer, engine, records, lanes, clock, rng)
         publisher = Publisher(writer, engine, records, nodes, lanes, clock)
         if not await _unless(stop, _read_everything(cluster, engine, intake, nodes)):
@@ -143,7 +151,7 @@ async def _work(
         tasks = [
             asyncio.create_task(
                 watch(
-                    lambda: cluster.require(JOBS, CLASSES, EDGE_NODES, NODES),
+                    lambda: cluster.require(JOBS, CLASSES, PROFILES, EDGE_NODES, NODES),
                     lambda: build_registry(cluster, intake, nodes, listed.set),
                     build_settings,
                     listed.set,
@@ -179,6 +187,8 @@ async def _read_everything(cluster: Cluster, engine: Engine, intake: Intake, nod
             nodes.forbid_deregistered()
             for body in (await cluster.list(CLASSES))[0]:
                 intake.take_class(body)
+            for body in (await cluster.list(PROFILES))[0]:
+                intake.take_profile(body)
             for body in (await cluster.list(JOBS))[0]:
                 if not body["metadata"].get("deletionTimestamp"):
                     intake.take_job(body)
@@ -240,6 +250,11 @@ async def _resync(cluster: Cluster, intake: Intake, nodes: NodeKeeper, records: 
         intake.take_class(body)
     for name, record in _missing(records.classes, classes, int(version)):
         intake.drop_class(name, record.uid)
+    profiles, version = await cluster.list(PROFILES)
+    for body in profiles:
+        intake.take_profile(body)
+    for name, record in _missing(records.profiles, profiles, int(version)):
+        intake.drop_profile(name, record.uid)
     edge_nodes, version = await cluster.list(EDGE_NODES)
     for body in edge_nodes:
         intake.take_edge_node(body)

@@ -81,9 +81,9 @@ def read_hello(hello: pb.Hello) -> tuple[DeviceIdentity, tuple[HeldAttempt, ...]
     Raises:
         ProtocolError: its name cannot be a Node's name, or its owner no label's value.
     """
-    if not _is_name(hello.device_name):
+    if not is_name(hello.device_name):
         raise ProtocolError(f"device name {hello.device_name[:80]!r} is not a DNS-1123 subdomain")
-    if hello.node_name and not _is_name(hello.node_name):
+    if hello.node_name and not is_name(hello.node_name):
         raise ProtocolError(f"node name {hello.node_name[:80]!r} is not a DNS-1123 subdomain")
     if hello.owner and not _LABEL_PART.fullmatch(hello.owner):
         # Cutting it to size could make one owner of two, and owners are paid.
@@ -325,7 +325,8 @@ def _failure(failure: pb.ShardFailure) -> AttemptFailure:
     return AttemptFailure(blame, read_reason(failure.reason), _text(failure.message))
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+    """Whether a Node can be called so: a DNS-1123 subdomain."""
     return len(text) <= _LONGEST_NAME and _NAME.fullmatch(text) is not None
 
 
@@ -362,15 +363,16 @@ def _labels(labels: Mapping[str, str], device: str) -> dict[str, str]:
 
 def _is_label(key: str, value: str) -> bool:
     prefix, slash, name = key.rpartition("/")
-    if slash and (not _is_name(prefix) or _is_reserved(prefix)):
+    if slash and (not is_name(prefix) or _is_reserved(prefix)):
         return False
     return _LABEL_PART.fullmatch(name) is not None and (not value or _LABEL_PART.fullmatch(value) is not None)
 
 
 def _is_reserved(prefix: str) -> bool:
     # What Kubernetes and its controllers act upon is not for a device to say, as it is not for a kubelet.
+    # Ours carry what the grid has decided about a device: its class, its price, whose it is.
     domain = ".".join(prefix.split(".")[-2:])
-    return domain in ("kubernetes.io", "k8s.io") and not prefix.startswith("topology.")
+    return domain in ("kubernetes.io", "k8s.io", "pocketgrid.dev") and prefix != "topology.kubernetes.io"
 
 
 def _within(value: float, lowest: float, highest: float) -> float | None:

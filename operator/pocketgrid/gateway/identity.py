@@ -1,24 +1,21 @@
-"""What the gateway proves itself with, and what devices are given: kept in the state folder, made where it is missing.
+"""What the gateway proves itself with: a short-lived certificate of its own, kept in the state folder.
 
-The authority and the join secret are made once and stay. A device is given the authority's certificate and the secret,
-and trusts nothing else. The gateway's own certificate is short-lived; it is kept as well, because a gateway that finds
-one need not load the library that makes them, and starts a tenth of a second sooner.
+It is kept because a gateway that finds one need not load the library that makes them, and starts a tenth of a second
+sooner. The authority that signs it is another matter (`authority`).
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
-import os
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pocketgrid.errors import StoreError
-from pocketgrid.storage.durable import fsync_folder
+from pocketgrid.gateway.authority import Keyring
+from pocketgrid.gateway.filestores import write_whole
 
 SERVER_DAYS = 90
 
@@ -28,18 +25,16 @@ class GatewayIdentity:
     """What a gateway proves itself with.
 
     Attributes:
-        ca_file: the authority's certificate, for devices; PEM.
-        join_secret_file: the shared secret, for devices.
+        chain_pem: the gateway's certificate and who signed it: a joining device compares that one with what it was
+            told.
+        ca_sha256: SHA-256 of the authority's certificate in DER, hexadecimal.
         renew_at: when a new certificate should take the place of this one.
         expires_at: when devices stop believing it.
     """
 
-    ca_pem: bytes
-    certificate_pem: bytes
+    chain_pem: bytes
     key_pem: bytes
-    join_secret: str
-    ca_file: Path
-    join_secret_file: Path
+    ca_sha256: str
     renew_at: dt.datetime
     expires_at: dt.datetime
 
@@ -55,7 +50,7 @@ class _Server:
     made_at: dt.datetime
 
 
-def load_identity(folder: Path, names: Sequence[str], now: dt.datetime) -> GatewayIdentity:
+def load_identity(folder: Path, keyring: Keyring, names: Sequence[str], now: dt.datetime) -> GatewayIdentity:
     """The gateway's identity from `folder`, making what is missing or runs out.
 
     Args:
@@ -68,40 +63,22 @@ def load_identity(folder: Path, names: Sequence[str], now: dt.datetime) -> Gatew
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key_file, ca_file, secret_file = folder / "ca.key", folder / "ca.crt", folder / "join-secret"
-        _make_missing(key_file, ca_file, secret_file, now)
-        ca_pem = ca_file.read_bytes()
-        secret = secret_file.read_text().strip()
-        server = _server(folder / "server.json", key_file, ca_pem, names, now)
+        server = _server(folder / "server.json", keyring, names, now)
     except (OSError, ValueError) as exc:
-        raise StoreError(f"cannot read or make the gateway's certificates in {folder}: {exc}") from exc
-    if not secret:
-        raise StoreError(f"{secret_file} is empty; write a secret there, or remove it to have one made")
+        raise StoreError(f"cannot read or make the gateway's certificate in {folder}: {exc}") from exc
+    signed_by = keyring.signing(now.timestamp())
     return GatewayIdentity(
-        ca_pem=ca_pem,
-        certificate_pem=server.certificate_pem,
+        chain_pem=server.certificate_pem + signed_by.certificate_pem,
         key_pem=server.key_pem,
-        join_secret=secret,
-        ca_file=ca_file,
-        join_secret_file=secret_file,
+        ca_sha256=signed_by.sha256,
         renew_at=server.made_at + dt.timedelta(days=SERVER_DAYS / 2),
         expires_at=server.made_at + dt.timedelta(days=SERVER_DAYS),
     )
 
 
-def _make_missing(key_file: Path, ca_file: Path, secret_file: Path, now: dt.datetime) -> None:
-    # The key comes first and is never replaced: whoever loses the race reads what the winner wrote.
-    if not key_file.exists() or not ca_file.exists():
-        from pocketgrid.gateway import certificates
-
-        _create_once(key_file, certificates.make_key())
-        _create_once(ca_file, certificates.make_authority(key_file.read_bytes(), now))
-    if not secret_file.exists():
-        _create_once(secret_file, secrets.token_urlsafe(32).encode() + b"\n")
-
-
-def _server(path: Path, key_file: Path, ca_pem: bytes, names: Sequence[str], now: dt.datetime) -> _Server:
-    issued_for = [*names, hashlib.sha256(ca_pem).hexdigest()]
+def _server(path: Path, keyring: Keyring, names: Sequence[str], now: dt.datetime) -> _Server:
+    authority = keyring.signing(now.timestamp())
+    issued_for = [*names, authority.sha256]
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         kept = json.loads(path.read_bytes())
         made_at = dt.datetime.fromtimestamp(kept["made_at"], dt.UTC)
@@ -110,36 +87,14 @@ def _server(path: Path, key_file: Path, ca_pem: bytes, names: Sequence[str], now
     from pocketgrid.gateway import certificates
 
     key_pem = certificates.make_key()
-    certificate_pem = certificates.make_server(ca_pem, key_file.read_bytes(), key_pem, names, now, SERVER_DAYS)
+    certificate_pem = certificates.make_server(
+        authority.certificate_pem, authority.key_pem, key_pem, names, now, SERVER_DAYS
+    )
     content = {
         "made_at": now.timestamp(),
         "issued_for": issued_for,
         "certificate": certificate_pem.decode(),
         "key": key_pem.decode(),
     }
-    _replace(path, json.dumps(content).encode())
+    write_whole(path, json.dumps(content).encode())
     return _Server(certificate_pem, key_pem, now)
-
-
-def _create_once(path: Path, content: bytes) -> None:
-    # Write aside and link into place: a reader never sees half a file, and an existing one is never replaced.
-    temporary = _write_aside(path, content)
-    try:
-        with suppress(FileExistsError):
-            path.hardlink_to(temporary)
-            fsync_folder(path.parent)
-    finally:
-        temporary.unlink()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    _write_aside(path, content).replace(path)
-
-
-def _write_aside(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, assert_never
 
 import grpc
@@ -28,13 +28,18 @@ from pocketgrid.gateway.convert import (
     read_tokens,
     read_vitals,
 )
+from pocketgrid.gateway.enrolment import write_credentials
 from pocketgrid.gateway.fetching import stream_model
 from pocketgrid.gateway.inbox import AssemblyRoom, Inbox
 from pocketgrid.gateway.pacing import choose_paces
+from pocketgrid.gateway.register import NOT_ENROLLED, REVOKED, DeviceRecord, Register, admit
+from pocketgrid.gateway.registrar import Registrar, device_of
 from pocketgrid.gateway.session import DeviceSession
+from pocketgrid.gateway.throttle import network_of
+from pocketgrid.model.device import DeviceIdentity
+from pocketgrid.model.ids import DeviceName
 from pocketgrid.settings import GatewaySettings
 from pocketgrid.wire.framing import (
-    AUTHORIZATION_KEY,
     OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
     SESSION_KEY,
@@ -55,7 +60,6 @@ FAULT_PAUSE_SECONDS = 5.0
 """How long a device stays away after a fault of ours, which its next words may bring about again."""
 
 
-UNAUTHENTICATED = "Unauthenticated"
 UNSUPPORTED_VERSION = "UnsupportedVersion"
 
 REFUSALS_TOLD_SECONDS = 1.0
@@ -69,15 +73,22 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
     """Sessions of all devices.
 
     Args:
-        join_secret: what every device must present.
+        register: who is let in, and as what.
+        registrar: makes the certificates that devices ask for when theirs grow old.
     """
 
-    def __init__(self, engine: Engine, settings: GatewaySettings, clock: Clock, join_secret: str) -> None:
+    def __init__(
+        self, engine: Engine, settings: GatewaySettings, clock: Clock, register: Register, registrar: Registrar
+    ) -> None:
         self._engine = engine
         self._settings = settings
         self._clock = clock
-        self._credential = f"Bearer {join_secret}".encode()
+        self._register = register
+        self._registrar = registrar
+        self.gateway_address = ""
+        """What devices are told to dial from now on."""
         self._sessions: dict[str, DeviceSession] = {}
+        self._admitted: dict[DeviceName, tuple[DeviceRecord, DeviceSession]] = {}
         self.cache_keys: CacheKeys | None = None
         """Of the models that devices are to keep encrypted; None: they keep them as they are."""
         self._paces = choose_paces(settings, 0, 0)
@@ -141,10 +152,10 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
             self._tell_refusal(exc.reason, text, context.peer())
             with suppress(aio.BaseError):
                 await context.write(pb.GatewayMessage(refusal=refusal))
-            if exc.reason == UNAUTHENTICATED:
+            if exc.reason in (NOT_ENROLLED, REVOKED):
                 # A device refused before its Hello has been read may find the stream closed under its first write,
                 # and then looks at the status only.
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(exc))
             return
         except aio.BaseError as exc:
             log.debug("stream broke before Welcome cause=%s", exc)
@@ -168,6 +179,8 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         finally:
             # First of all and without waiting, because whoever cancels this may do so twice.
             self._sessions.pop(session.session_id, None)
+            if self._admitted.get(session.identity.name, (None, None))[1] is session:
+                del self._admitted[session.identity.name]
             if not self._sessions:
                 self._all_left.set()
             session.drop("Closed")
@@ -184,7 +197,9 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         """The bytes of a model, from an offset on."""
         metadata = dict(context.invocation_metadata() or ())
         session = self._sessions.get(str(metadata.get(SESSION_KEY, "")))
-        if session is None or not self._is_authentic(metadata):
+        record = await self._admit(context)
+        # Who has overheard the name of another device's session is still himself.
+        if session is None or session.identity.name != record.name:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not attached; dial Attach first")
             raise AssertionError("abort returns never")
         async for chunk in stream_model(self._engine, session, request, context):
@@ -194,9 +209,46 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         self, request: pb.CheckRequest, context: aio.ServicerContext[Any, Any]
     ) -> pb.CheckReply:
         """Whether a device would be let in."""
-        if not self._is_authentic(dict(context.invocation_metadata() or ())):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong join secret")
+        await self._admit(context)
         return pb.CheckReply(protocol_version=PROTOCOL_VERSION, unix_ms=int(self._clock.wall() * 1000))
+
+    async def Renew(  # noqa: N802
+        self, request: pb.RenewRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pb.Credentials:
+        """A new certificate for the key of this connection."""
+        record = await self._admit(context)
+        (presented,) = _auth(context)["x509_pem_cert"]
+        return write_credentials(self._registrar.renew(record, presented), self.gateway_address)
+
+    def record_changed(self, device: DeviceName) -> None:
+        """What is known of a device has changed: end its session if it may not go on, or not as what it was."""
+        record, session = self._admitted.get(device, (None, None))
+        if record is None or session is None:
+            return
+        try:
+            now = admit(self._register.find(device), record.key_sha256)
+        except RefusedError as exc:
+            log.info("device shut out device=%s reason=%s", device, exc.reason)
+            session.close(exc.reason, exc.message, retry=False)
+            return
+        if now != record:
+            session.close("Changed", "an administrator has changed what this device is; attach anew", retry=True)
+
+    async def _admit(self, context: aio.ServicerContext[Any, Any]) -> DeviceRecord:
+        """The record of whoever is at the other end of a connection, or the end of the call."""
+        try:
+            return self._record(context)
+        except RefusedError as exc:
+            self._tell_refusal(exc.reason, exc.message, context.peer())
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(exc))
+            raise
+
+    def _record(self, context: aio.ServicerContext[Any, Any]) -> DeviceRecord:
+        found = _auth(context)
+        (uri,) = found.get("peer_spiffe_id") or [b""]
+        (key_sha256,) = found.get("x509_common_name") or [b""]
+        device = device_of(uri.decode(), self._settings.trust_domain)
+        return admit(self._register.find(device), key_sha256.decode())
 
     def _tell_refusal(self, reason: str, text: str, peer: str) -> None:
         # Whoever knocks a thousand times a second must not fill the log.
@@ -206,14 +258,8 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
             self._refusal_due = now + REFUSALS_TOLD_SECONDS
         log.log(level, "refused reason=%s cause=%s peer=%s", reason, text, peer)
 
-    def _is_authentic(self, metadata: dict[Any, Any]) -> bool:
-        presented = metadata.get(AUTHORIZATION_KEY, "")
-        presented = presented.encode() if isinstance(presented, str) else presented
-        return hmac.compare_digest(presented, self._credential)
-
     async def _welcome(self, context: aio.ServicerContext[Any, Any]) -> tuple[DeviceSession | None, Inbox]:
-        if not self._is_authentic(dict(context.invocation_metadata() or ())):
-            raise RefusedError(UNAUTHENTICATED, "wrong join secret", retry=False)
+        self._record(context)
         first = Inbox(context.read, self._room, self._settings, self._clock, limit_bytes=HELLO_BYTES)
         inbox = Inbox(context.read, self._room, self._settings, self._clock)
         try:
@@ -234,9 +280,12 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         if version is None:
             raise _version_refusal(hello)
         try:
-            identity, held = read_hello(hello)
+            said, held = read_hello(hello)
         except ProtocolError as exc:
             raise RefusedError("InvalidName", str(exc), retry=False) from exc
+        # Anew, because a good while may have passed; and nothing waits between this and the session's beginning.
+        record = self._record(context)
+        identity = _as_enrolled(said, record, context.peer())
         if self._stopping:
             raise RefusedError("OperatorStopping", "the operator is stopping", retry=True)
         if len(self._sessions) >= self._settings.most_sessions:
@@ -265,6 +314,7 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
         except BaseException:
             del self._sessions[session.session_id]
             raise
+        self._admitted[identity.name] = (record, session)
         return session, inbox
 
     async def _read(self, session: DeviceSession, inbox: Inbox) -> None:
@@ -347,6 +397,34 @@ class Servicer(agent_pb2_grpc.DeviceGatewayServicer):
 
 def _without_reason(exc: PeerError) -> str:
     return exc.message if isinstance(exc, RefusedError) else str(exc)
+
+
+def _auth(context: aio.ServicerContext[Any, Any]) -> dict[str, list[bytes]]:
+    return {str(key): list(values) for key, values in context.auth_context().items()}
+
+
+def _as_enrolled(said: DeviceIdentity, record: DeviceRecord, peer: str) -> DeviceIdentity:
+    """What a device is: what it says of itself, except where the grid knows better.
+
+    Raises:
+        RefusedError: it says that it is another one, somebody else's, or on another Node.
+    """
+    told = (
+        ("WrongName", "called", said.name, record.name),
+        ("WrongOwner", "of owner", said.owner or record.owner, record.owner),
+        ("WrongNode", "on Node", said.node_name or record.node_name, record.node_name),
+    )
+    for reason, what, claimed, enrolled in told:
+        if claimed != enrolled:
+            message = f"the device says it is {what} {claimed!r}, and was enrolled as {what} {enrolled!r}; join anew"
+            raise RefusedError(reason, message, retry=False)
+    return replace(
+        said,
+        owner=record.owner,
+        node_name=record.node_name,
+        hardware_class=record.hardware_class,
+        network_prefix=network_of(peer),
+    )
 
 
 def _version_refusal(hello: pb.Hello) -> RefusedError:

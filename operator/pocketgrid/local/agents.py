@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from pocketgrid.errors import StoreError
-from pocketgrid.gateway.server import Gateway
+from pocketgrid.gateway.server import Gateway, Invitation
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ STEADY_SECONDS = 30.0
 RESTART_PAUSE_SECONDS = 0.25
 
 LINE_BYTES = 64 << 10
+
+OWNER = "local"
+"""Whose the agents of a local run are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class AgentPool:
         self._keepers: list[asyncio.Task[None]] = []
         self._claims: list[IO[bytes]] = []
         self._last_words: dict[str, str] = {}
+        self._invitation: Invitation | None = None
         self.failed: list[str] = []
 
     @property
@@ -79,6 +83,8 @@ class AgentPool:
             names = self._claim_names()
         except OSError as exc:
             raise StoreError(f"cannot use {self._wanted.folder} for agents: {exc.strerror}") from exc
+        # Good for those that are started again as well: they ask with the same key.
+        self._invitation = await self._gateway.invite(OWNER, uses=self._wanted.count)
         self._keepers = [asyncio.create_task(self._keep(name), name=f"agent-{name}") for name in names]
         return self
 
@@ -127,11 +133,11 @@ class AgentPool:
         self.failed.append(name)
 
     async def _start(self, name: str) -> asyncio.subprocess.Process:
-        identity = self._gateway.identity
+        assert self._invitation is not None
         arguments = [
             "--gateway", self._gateway.address,
-            "--ca-file", str(identity.ca_file),
-            "--join-secret-file", str(identity.join_secret_file),
+            "--join", self._invitation.address,
+            "--ca-sha256", self._invitation.ca_sha256,
             "--name", name,
             "--state-dir", str(self._wanted.folder / name),
             "--cache-dir", str(self._wanted.folder / "models"),
@@ -142,7 +148,7 @@ class AgentPool:
         ]  # fmt: skip
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "pocketgrid.local.agent", str(os.getpid()), *arguments,
-            env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+            env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", "POCKETGRID_JOIN_TOKEN": self._invitation.token},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

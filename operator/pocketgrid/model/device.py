@@ -11,8 +11,14 @@ from pocketgrid.model.money import PriceList
 from pocketgrid.model.selectors import LabelSelector, Taint
 
 LABEL_PREFIX = "pocketgrid.dev/"
+CLASS_LABEL = LABEL_PREFIX + "class"
+"""On the Node of a device that belongs to one HardwareClass and no other, whatever it says of itself."""
+
 DEVICE_TAINT_KEY = LABEL_PREFIX + "device"
 """Keeps Pods off the Node of a device that has no kubelet; the grid itself looks past it."""
+
+DISTRUSTED_TAINT_KEY = LABEL_PREFIX + "distrusted"
+"""On the Node of a device whose results are not believed, whoever put it there. Removing it pardons the device."""
 
 
 class DeviceKind(StrEnum):
@@ -131,7 +137,11 @@ class DeviceIdentity:
         node_name: the existing Node the agent runs on, or empty if the device has no kubelet.
         slots: how many shards it computes at once.
         cached_models: digests it need not fetch.
+        labels: what its owner wants on its Node; none of ours.
         features: what its agent can do.
+        hardware_class: the only class it belongs to, by what it was enrolled with; empty: those its Node's labels
+            match.
+        network_prefix: of the address it dials from, as far as one place goes; empty: unknown.
     """
 
     name: DeviceName
@@ -144,16 +154,28 @@ class DeviceIdentity:
     cached_models: frozenset[ModelDigest] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
     features: frozenset[AgentFeature] = frozenset()
+    hardware_class: str = ""
+    network_prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """What of a Kubernetes Node bears on work: in local mode, made from the device's facts."""
+    """What of a Kubernetes Node bears on work: in local mode, made from the device's facts.
+
+    Attributes:
+        uid: tells it from another Node of the same name, earlier or later.
+    """
 
     name: DeviceName
     labels: Mapping[str, str]
     taints: tuple[Taint, ...] = ()
     unschedulable: bool = False
+    uid: str = ""
+
+    @property
+    def distrusted(self) -> bool:
+        """Whether it says that nothing of its devices is to be believed."""
+        return any(taint.key == DISTRUSTED_TAINT_KEY for taint in self.taints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +191,10 @@ class HardwareClass:
     selector: LabelSelector
     price: PriceList | None = None
     numerics: str = ""
+
+    def includes(self, labels: Mapping[str, str]) -> bool:
+        """Whether a Node with these labels belongs to it."""
+        return self.selector.matches(labels) and labels.get(CLASS_LABEL, self.name) == self.name
 
 
 LABEL_CHARACTERS = 63
@@ -186,4 +212,5 @@ def device_labels(identity: DeviceIdentity) -> dict[str, str]:
         LABEL_PREFIX + "os": facts.os,
         LABEL_PREFIX + "kind": facts.kind.value,
         LABEL_PREFIX + "owner": identity.owner,
+        **({CLASS_LABEL: identity.hardware_class} if identity.hardware_class else {}),
     }

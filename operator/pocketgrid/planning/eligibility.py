@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from pocketgrid.model.device import DEVICE_TAINT_KEY, AgentFeature, HardwareClass, NodeView
+from pocketgrid.model.device import (
+    DEVICE_TAINT_KEY,
+    DISTRUSTED_TAINT_KEY,
+    AgentFeature,
+    HardwareClass,
+    NodeView,
+)
 from pocketgrid.model.job import Placement
 from pocketgrid.model.selectors import Effect, untolerated
 from pocketgrid.model.trust import TrustTier
@@ -20,6 +26,8 @@ _EVICTS: frozenset[Effect] = frozenset({"NoExecute"})
 _LIVENESS_TAINTS = frozenset({"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"})
 # A cordoned Node carries this beside `spec.unschedulable`, which is what counts.
 _CORDON_TAINT = "node.kubernetes.io/unschedulable"
+# Whoever is distrusted gets no work of any job; that is not for a job's tolerations to undo.
+_NOT_FOR_JOBS = _LIVENESS_TAINTS | {DEVICE_TAINT_KEY, DISTRUSTED_TAINT_KEY, _CORDON_TAINT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ class Eligibility:
 
 def classes_of(node: NodeView, classes: Iterable[HardwareClass]) -> tuple[str, ...]:
     """Names of the hardware classes `node` belongs to, sorted."""
-    return tuple(sorted(c.name for c in classes if c.selector.matches(node.labels)))
+    return tuple(sorted(c.name for c in classes if c.includes(node.labels)))
 
 
 def judge_eligibility(
@@ -59,9 +67,7 @@ def judge_eligibility(
         f"label {key} is not {value}" for key, value in placement.node_selector if node.labels.get(key) != value
     )
     selected = not reasons
-    foreign = tuple(
-        t for t in node.taints if t.key not in _LIVENESS_TAINTS and t.key not in (DEVICE_TAINT_KEY, _CORDON_TAINT)
-    )
+    foreign = tuple(t for t in node.taints if t.key not in _NOT_FOR_JOBS)
     blocking = untolerated(foreign, placement.tolerations, _BLOCKS_NEW)
     reasons.extend(f"taint {taint}" for taint in blocking)
     if node.unschedulable:

@@ -53,9 +53,6 @@ within 10 s on both sides is the silence limit of the session, because a ping wa
 way, and gRPC's servers go by a ping time-out of their own. The gateway must allow pings this frequent
 (`grpc.http2.min_recv_ping_interval_without_data_ms`), or gRPC closes the connection with "too many pings"."""
 
-AUTHORIZATION_KEY = "authorization"
-"""Metadata of every call: ``Bearer <join secret>``."""
-
 SESSION_KEY = "pocketgrid-session"
 """Metadata of FetchModel: `Welcome.session_id`."""
 

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,8 @@ from cryptography.x509.oid import NameOID
 from pocketgrid.wire import framing
 from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid.wire.v1 import agent_pb2_grpc as rpc
+from pocketgrid_agent import credentials
 
-SECRET = "a-test's-join-secret"
 DEADLINE_S = 20.0
 
 
@@ -103,7 +104,7 @@ class GatewayPeer(rpc.DeviceGatewayServicer):
 
     Attributes:
         refusal: sent instead of Welcome if set.
-        refuse_by_status: answer a wrong secret by a status instead of a Refusal, before Hello was read.
+        refuse_by_status: refuse by a status, before Hello was read; empty: do not.
         settle: settle each result as committed at once.
         fetches: (digest, offset) of each FetchModel.
         cut_fetch_after: break each fetch after so many chunks, then forget this wish.
@@ -115,7 +116,7 @@ class GatewayPeer(rpc.DeviceGatewayServicer):
         self.streams: list[Stream] = []
         self.models: dict[str, bytes] = {}
         self.refusal: pb.Refusal | None = None
-        self.refuse_by_status = False
+        self.refuse_by_status = ""
         self.settle = True
         self.fetches: list[tuple[str, int]] = []
         self.cut_fetch_after = 0
@@ -135,8 +136,9 @@ class GatewayPeer(rpc.DeviceGatewayServicer):
             ]
         )
         rpc.add_DeviceGatewayServicer_to_server(self, server)
-        credentials = grpc.ssl_server_credentials([(self.certificates.key, self.certificates.certificate)])
-        self.port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
+        own = (self.certificates.key, self.certificates.certificate)
+        proven = grpc.ssl_server_credentials([own], self.certificates.certificate, require_client_auth=True)
+        self.port = server.add_secure_port(f"127.0.0.1:{port}", proven)
         assert self.port
         await server.start()
         try:
@@ -150,12 +152,9 @@ class GatewayPeer(rpc.DeviceGatewayServicer):
         return digest
 
     async def Attach(self, _: Any, context: Any) -> None:  # noqa: N802
-        if dict(context.invocation_metadata()).get("authorization") != f"Bearer {SECRET}":
-            if self.refuse_by_status:
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong join secret")
-            refusal = pb.Refusal(reason="Unauthenticated", message="wrong join secret", retry=False)
-            await context.write(pb.GatewayMessage(refusal=refusal))
-            return
+        assert "x509_common_name" in context.auth_context()
+        if self.refuse_by_status:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, self.refuse_by_status)
         reassembler = framing.Reassembler(pb.DeviceMessage)
         stream: Stream | None = None
         try:
@@ -216,6 +215,28 @@ class GatewayPeer(rpc.DeviceGatewayServicer):
             )
 
 
+def join_by_hand(certificates: Certificates, home: Path, device: str, port: int) -> credentials.Credentials:
+    """Put credentials into a home's state folder: the peer's own certificate, which it believes from anybody."""
+    folder = home / ".local/state/pocketgrid-agent"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    held = credentials.Credentials(
+        device=device,
+        key_pem=certificates.key,
+        chain_pem=certificates.certificate,
+        bundle_pem=certificates.certificate,
+        request_der=b"none",
+        join_address=f"127.0.0.1:{port}",
+        gateway_address=f"127.0.0.1:{port}",
+        server_name="",
+        issued_at=time.time(),
+        valid_s=86400.0,
+        renew_after_s=80000.0,
+    )
+    credentials.write_private(folder / credentials.KEY_FILE, held.key_pem)
+    credentials.save(folder, held)
+    return held
+
+
 def tensor(values: np.ndarray, lengths: list[int] | None = None) -> pb.Tensor:
     return pb.Tensor(dtype=values.dtype.name, shape=values.shape, data=values.tobytes(), row_lengths=lengths or ())
 
@@ -241,20 +262,13 @@ class AgentProcess:
 
     async def start(self) -> AgentProcess:
         self.home.mkdir(parents=True, exist_ok=True)
-        ca = self.home / "ca.pem"
-        ca.write_bytes(self.peer.certificates.certificate)
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.home),
-            "POCKETGRID_JOIN_SECRET": SECRET,
-            "PYTHONWARNINGS": "error",
-        }
+        join_by_hand(self.peer.certificates, self.home, "test-device", self.port or self.peer.port)
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "PYTHONWARNINGS": "error"}
         self.log = (self.home / "log").open("ab")
         self.process = await asyncio.create_subprocess_exec(
             *self.wrapper,
             sys.executable,
-            *("-m", "pocketgrid_agent", "--gateway", f"127.0.0.1:{self.port or self.peer.port}"),
-            *("--ca-file", str(ca), "--name", "test-device", "--threads", "1", *self.extra),
+            *("-m", "pocketgrid_agent", "--name", "test-device", "--threads", "1", *self.extra),
             env=environment,
             stdout=self.log,
             stderr=subprocess.STDOUT,

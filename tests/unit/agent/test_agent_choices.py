@@ -14,6 +14,7 @@ from pocketgrid_agent import settings as options
 from pocketgrid_agent import stream
 from pocketgrid_agent.backoff import Backoff
 from pocketgrid_agent.identity import StateInUseError, is_device_name, make_name, open_state
+from pocketgrid_agent.joining import Invitation
 from pocketgrid_agent.policy import Policy
 from pocketgrid_agent.probe import MachineFacts
 from pocketgrid_agent.quantities import parse_bytes
@@ -157,7 +158,7 @@ def test_two_agents_do_not_share_a_state_folder(tmp_path: Path) -> None:
 
 
 def settings_of(*arguments: str, environment: dict[str, str] | None = None) -> options.Settings:
-    environment = {"HOME": "/home/x", "POCKETGRID_JOIN_SECRET": "s", **(environment or {})}
+    environment = {"HOME": "/home/x", **(environment or {})}
     return options.settings_from(options.parse(arguments, environment), environment, FACTS)
 
 
@@ -180,22 +181,21 @@ def test_a_small_memory_budget_means_small_credits() -> None:
 
 
 def test_environment_and_files(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("from a file\nignored\n")
+    token = tmp_path / "token"
+    token.write_text("from a file\nignored\n")
     settings = settings_of(
-        "--join-secret-file",
-        str(secret),
+        *("--join", "g:2", "--token-file", str(token), "--ca-sha256", f"sha256:{'A' * 64}"),
         *("--label", "room=kitchen", "--label", "shelf=2"),
         environment={"POCKETGRID_GATEWAY": "g:1", "XDG_STATE_HOME": "/s", "XDG_CACHE_HOME": "/c"},
     )
     assert settings.gateway == "g:1"
-    assert settings.join_secret == "from a file"
+    assert settings.invitation == Invitation("g:2", "from a file", "a" * 64)
     assert settings.labels == {"room": "kitchen", "shelf": "2"}
     assert (settings.state_dir, settings.cache_dir) == (Path("/s/pocketgrid-agent"), Path("/c/pocketgrid-agent"))
 
 
 def test_the_owner_overrides_the_policy_of_battery_devices() -> None:
-    environment = {"POCKETGRID_JOIN_SECRET": "s"}
+    environment: dict[str, str] = {}
     arguments = ["--gateway", "g:1", "--min-battery", "10", "--only-charging", "--max-celsius", "70"]
     facts = replace(FACTS, has_battery=True)
     settings = options.settings_from(options.parse(arguments, environment), environment, facts)
@@ -205,11 +205,14 @@ def test_the_owner_overrides_the_policy_of_battery_devices() -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "complaint"),
     [
-        ([], {}, "--gateway"),
         (["--gateway", "no-port"], {}, "--gateway"),
-        (["--gateway", "g:1"], {"POCKETGRID_JOIN_SECRET": " "}, "--join-secret-file"),
-        (["--gateway", "g:1", "--join-secret-file", "/absent"], {}, "cannot read /absent"),
-        (["--gateway", "g:1", "--ca-file", "/absent"], {}, "--ca-file"),
+        (["join"], {}, "address is missing"),
+        (["join", "no-port"], {}, "not HOST:PORT"),
+        (["run", "g:1"], {}, "only `join` takes an address"),
+        (["join", "g:1", "--token", "t"], {}, "--ca-sha256"),
+        (["join", "g:1", "--token", "t", "--ca-sha256", "abc"], {}, "--ca-sha256"),
+        (["join", "g:1", "--ca-sha256", "a" * 64], {"POCKETGRID_JOIN_TOKEN": " "}, "--token-file"),
+        (["join", "g:1", "--ca-sha256", "a" * 64, "--token-file", "/absent"], {}, "cannot read /absent"),
         (["--gateway", "g:1", "--slots", "9"], {}, "--slots 9"),
     ],
 )
@@ -225,7 +228,7 @@ def test_what_is_missing_or_wrong_is_named(arguments: list[str], environment: di
         ["--threads", "0"],
         ["--label", "novalue"],
         ["--drain-seconds", "-1"],
-        ["--join-secret", "on the command line, where every user of the machine can read it"],
+        ["--tok", "abbreviated"],
     ],
 )
 def test_nonsense_ends_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pocketgrid_agent import android, doctor, network
 from pocketgrid_agent import settings as options
+from pocketgrid_agent.credentials import Credentials
 from pocketgrid_agent.engine_facts import EngineError
 from pocketgrid_agent.findings import Finding, Gravity, as_table, failure, note, ok, warning
 from pocketgrid_agent.probe import MachineFacts
@@ -72,10 +74,12 @@ def certificates() -> Certificates:
     return make_certificates()
 
 
-def ca_of(folder: Path, certificates: Certificates) -> Path:
-    path = folder / "ca.pem"
-    path.write_bytes(certificates.certificate)
-    return path
+def holding(certificates: Certificates) -> Credentials:
+    """Credentials of a device that trusts this one and nobody else."""
+    mine = make_certificates()
+    return Credentials(
+        "phone", mine.key, mine.certificate, certificates.certificate, b"", "g:1", "g:2", "", 0.0, 3600.0, 2400.0
+    )
 
 
 def server_context(folder: Path, certificates: Certificates) -> ssl.SSLContext:
@@ -88,19 +92,19 @@ def server_context(folder: Path, certificates: Certificates) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("address", ["", "grid", "grid:", "grid:port", "grid:70000", ":7443"])
 def test_what_is_no_address_is_said_to_be_none(address: str) -> None:
-    finding = last(network.examine(address, None, "s", ""))
+    finding = last(network.examine(address, None))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "gateway")
 
 
 def test_a_name_without_an_address() -> None:
-    finding = last(network.examine("no-such-host.invalid:7443", None, "s", ""))
+    finding = last(network.examine("no-such-host.invalid:7443", None))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "dns")
 
 
 def test_a_port_where_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    finding = last(network.examine(f"127.0.0.1:{port}", None, "s", ""))
+    finding = last(network.examine(f"127.0.0.1:{port}", None))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "port")
     assert "refuses" in finding.message
     assert "nothing listens" in finding.remedy
@@ -111,74 +115,69 @@ def test_a_port_that_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TimeoutError
 
     monkeypatch.setattr(socket, "create_connection", swallowed)
-    finding = last(network.examine("127.0.0.1:7443", None, "s", ""))
+    finding = last(network.examine("127.0.0.1:7443", None))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "port")
     assert "firewall" in finding.remedy
 
 
 def test_somebody_who_speaks_no_tls(tmp_path: Path, certificates: Certificates) -> None:
     with listening(b"HTTP/1.1 302 Found\r\nLocation: http://sign-in/\r\n\r\n") as port:
-        finding = last(network.examine(f"127.0.0.1:{port}", ca_of(tmp_path, certificates), "s", ""))
+        finding = last(network.examine(f"127.0.0.1:{port}", holding(certificates)))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "tls")
     assert "does not speak TLS" in finding.message
 
 
 def test_somebody_who_hangs_up(tmp_path: Path, certificates: Certificates) -> None:
     with listening() as port:
-        finding = last(network.examine(f"127.0.0.1:{port}", ca_of(tmp_path, certificates), "s", ""))
+        finding = last(network.examine(f"127.0.0.1:{port}", holding(certificates)))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "tls")
 
 
 def test_a_certificate_of_somebody_else(tmp_path: Path, certificates: Certificates) -> None:
     with listening(context=server_context(tmp_path, certificates)) as port:
-        finding = last(network.examine(f"127.0.0.1:{port}", ca_of(tmp_path, make_certificates()), "s", ""))
+        finding = last(network.examine(f"127.0.0.1:{port}", holding(make_certificates())))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "tls")
-    assert "--ca-file" in finding.remedy
+    assert "join anew" in finding.remedy
 
 
 def test_a_certificate_for_another_name(tmp_path: Path, certificates: Certificates) -> None:
     with listening(context=server_context(tmp_path, certificates)) as port:
-        finding = last(network.examine(f"localhost:{port}", ca_of(tmp_path, certificates), "s", ""))
+        finding = last(network.examine(f"localhost:{port}", holding(certificates)))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "tls")
     assert "--tls-server-name" in finding.remedy
 
 
 def test_somebody_who_speaks_tls_but_not_http_2(tmp_path: Path, certificates: Certificates) -> None:
     with listening(context=server_context(tmp_path, certificates)) as port:
-        finding = last(network.examine(f"127.0.0.1:{port}", ca_of(tmp_path, certificates), "s", ""))
+        finding = last(network.examine(f"127.0.0.1:{port}", holding(certificates)))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "tls")
     assert "HTTP/2" in finding.message
 
 
-def test_a_ca_file_without_certificates(tmp_path: Path) -> None:
-    rubbish = tmp_path / "ca.pem"
-    rubbish.write_text("no certificate")
+def test_authorities_that_are_none(certificates: Certificates) -> None:
+    rubbish = replace(holding(certificates), bundle_pem=b"no certificate")
     with listening() as port:
-        finding = last(network.examine(f"127.0.0.1:{port}", rubbish, "s", ""))
+        finding = last(network.examine(f"127.0.0.1:{port}", rubbish))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "tls")
-    assert "holds no certificates" in finding.message
+    assert "are damaged" in finding.message
 
 
 async def test_a_gateway_that_would_let_the_device_in_and_knows_the_time(tmp_path: Path) -> None:
     async with a_grid(tmp_path) as grid:
-        identity = grid.gateway.identity
-        secret = identity.join_secret_file.read_text().strip()
-        findings = await asyncio.to_thread(
-            lambda: list(network.examine(grid.gateway.address, identity.ca_file, secret, ""))
-        )
+        held = await grid.credentials("device-1")
+        findings = await asyncio.to_thread(lambda: list(network.examine(grid.gateway.address, held)))
         assert [(f.check, f.gravity) for f in findings] == [
             (check, Gravity.OK) for check in ("dns", "port", "tls", "admission", "clock")
         ]
         assert grid.gateway.sessions == 0, "looking attaches nothing"
 
 
-async def test_a_gateway_that_does_not_accept_the_secret(tmp_path: Path) -> None:
+async def test_a_gateway_that_does_not_let_the_device_in(tmp_path: Path) -> None:
     async with a_grid(tmp_path) as grid:
-        finding = await asyncio.to_thread(
-            lambda: last(network.examine(grid.gateway.address, grid.gateway.identity.ca_file, "wrong", ""))
-        )
+        held = await grid.credentials("device-1", revoked=True)
+        finding = await asyncio.to_thread(lambda: last(network.examine(grid.gateway.address, held)))
     assert (finding.gravity, finding.check) == (Gravity.FAILURE, "admission")
-    assert "join secret" in finding.message
+    assert "Revoked" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -282,6 +281,7 @@ def test_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -
         "package-onnxruntime": "failure",
         "package-grpcio": "failure",
         "package-protobuf": "ok",
+        "package-cryptography": "failure",
     }
     assert found["package-onnxruntime"].remedy.startswith("pkg install python-onnxruntime")
     assert "older than 1.80" in found["package-grpcio"].message
@@ -306,8 +306,8 @@ def test_what_an_agent_lacks_on_this_machine(tmp_path: Path, monkeypatch: pytest
     assert found["state-folder"].gravity is Gravity.FAILURE
     assert "--state-dir" in found["state-folder"].remedy
     assert found["cache-folder"].gravity is Gravity.OK
-    assert found["join-secret"].gravity is Gravity.FAILURE
-    assert found["gateway"].gravity is Gravity.FAILURE
+    assert found["joined"].gravity is Gravity.FAILURE
+    assert "gateway" not in found, "without having joined there is nobody to look for"
     assert found["telemetry"].gravity is Gravity.OK
 
 
@@ -335,7 +335,7 @@ def test_tables_show_remedies_below_their_findings() -> None:
 
 
 def test_the_command_reports_for_programs_and_ends_with_a_status(tmp_path: Path) -> None:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "POCKETGRID_JOIN_SECRET": "s"}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     command = [sys.executable, "-m", "pocketgrid_agent", "doctor", "--json", "--gateway", "no-such-host.invalid:7443"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == doctor.SICK, ran.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hack import joining
 from pocketgrid.model.ids import DeviceName
 from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid_agent import settings as options
@@ -84,11 +85,11 @@ async def test_status_says_what_an_agent_does_and_why_it_waits(peer: GatewayPeer
 
 async def test_the_grid_knows_why_a_device_waits(tmp_path: Path) -> None:
     async with a_grid(tmp_path / "grid", silence_seconds=8.0, hello_seconds=10.0) as grid:
-        identity = grid.gateway.identity
+        await joining.enrol(
+            grid.gateway_folder, tmp_path / ".local/state/pocketgrid-agent", "test-device", grid.gateway.address
+        )
         command = [
-            sys.executable, "-m", "pocketgrid_agent", "--gateway", grid.gateway.address, "--name", "test-device",
-            "--ca-file", str(identity.ca_file), "--join-secret-file", str(identity.join_secret_file),
-            "--min-memory", "1000Ti",
+            sys.executable, "-m", "pocketgrid_agent", "--min-memory", "1000Ti",
         ]  # fmt: skip
         environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
         agent = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.DEVNULL)
@@ -155,7 +156,7 @@ def test_reports_are_readable() -> None:
 def settings_of(
     *arguments: str, file: Path | None = None, facts: MachineFacts = FACTS, **environment: str
 ) -> options.Settings:
-    known = {"HOME": "/nowhere", "POCKETGRID_JOIN_SECRET": "s", "POCKETGRID_GATEWAY": "g:1", **environment}
+    known = {"HOME": "/nowhere", "POCKETGRID_GATEWAY": "g:1", **environment}
     if file is not None:
         known["POCKETGRID_CONFIG"] = str(file)
     return options.settings_from(options.parse(list(arguments), known), known, facts)
@@ -172,7 +173,6 @@ def test_everything_can_be_said_in_a_file(tmp_path: Path) -> None:
         tmp_path,
         """
         gateway = "from-the-file:7443"
-        owner = "alice"
         threads = 2
         cache-budget = "1Gi"
         profile = "phone"
@@ -186,7 +186,7 @@ def test_everything_can_be_said_in_a_file(tmp_path: Path) -> None:
         """,
     )
     settings = settings_of(file=file, POCKETGRID_GATEWAY="")
-    assert (settings.gateway, settings.owner, settings.threads) == ("from-the-file:7443", "alice", 2)
+    assert (settings.gateway, settings.threads) == ("from-the-file:7443", 2)
     assert (settings.cache_bytes, settings.preload) == (1 << 30, True)
     assert settings.labels == {"room": "kitchen", "shelf": "2"}
     assert settings.policy == Policy(

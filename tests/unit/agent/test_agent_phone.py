@@ -16,11 +16,11 @@ from pocketgrid.wire.v1 import agent_pb2 as pb
 from tests.unit.agent import onnx_models
 from tests.unit.agent.bare_phone import Gatekeeper
 from tests.unit.agent.gateway_peer import (
-    SECRET,
     AgentProcess,
     GatewayPeer,
     Stream,
     array,
+    join_by_hand,
     make_certificates,
     tensor,
     until,
@@ -66,16 +66,15 @@ class BarePhone(AgentProcess):
 
     async def start(self) -> AgentProcess:
         self.home.mkdir(parents=True, exist_ok=True)
-        ca = self.home / "ca.pem"
-        ca.write_bytes(self.peer.certificates.certificate)
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "POCKETGRID_JOIN_SECRET": SECRET}
+        join_by_hand(self.peer.certificates, self.home, "phone", self.peer.port)
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.home)}
         if self.protobuf:
             environment["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = self.protobuf
         self.log = (self.home / "log").open("ab")
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(Path(__file__).with_name("bare_phone.py")),
-            *("--gateway", f"127.0.0.1:{self.peer.port}", "--ca-file", str(ca), "--name", "phone", "--threads", "1"),
+            *("--name", "phone", "--threads", "1"),
             env=environment,
             stdout=self.log,
             stderr=asyncio.subprocess.STDOUT,

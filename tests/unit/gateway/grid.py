@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,15 @@ import grpc.aio
 import numpy as np
 import pyarrow.dataset as ds
 
+from hack import joining
 from pocketgrid.clock import SystemClock
 from pocketgrid.engine.engine import Engine
+from pocketgrid.gateway.convert import is_name
+from pocketgrid.gateway.filestores import FileRegister
 from pocketgrid.gateway.identity import GatewayIdentity
+from pocketgrid.gateway.register import DeviceRecord
 from pocketgrid.gateway.server import Gateway
-from pocketgrid.model.ids import JobUid, ModelDigest
+from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
 from pocketgrid.model.job import (
     ColumnBinding,
     InputFormat,
@@ -34,6 +39,7 @@ from pocketgrid.storage.results import verify
 from pocketgrid.wire import framing
 from pocketgrid.wire.v1 import agent_pb2 as pb
 from pocketgrid.wire.v1 import agent_pb2_grpc as rpc
+from pocketgrid_agent.credentials import Credentials
 from tests.fakes.models import write_affine_model, write_npy
 
 DEADLINE_S = 20.0
@@ -51,6 +57,10 @@ async def until(condition: Callable[[], Any], what: str, deadline_s: float = DEA
         await asyncio.sleep(0.005)
 
 
+KEY = joining.make_device_key(Path(tempfile.mkdtemp(prefix="pocketgrid-key-")))
+"""One key for all devices made by hand: making them takes time, and what tells devices apart is their certificate."""
+
+
 @dataclass
 class Grid:
     engine: Engine
@@ -60,6 +70,17 @@ class Grid:
     @property
     def identity(self) -> GatewayIdentity:
         return self.gateway.identity
+
+    @property
+    def gateway_folder(self) -> Path:
+        return self.folder / "gateway"
+
+    async def credentials(self, name: str, *, owner: str = "tester", **of_record: Any) -> Credentials:
+        """Enrol a device."""
+        record = DeviceRecord(DeviceName(name), KEY.sha256, owner, **of_record)
+        await FileRegister(self.gateway_folder).enrol(record)
+        (made,) = await joining.certify(self.gateway_folder, KEY, [name], self.gateway.address)
+        return made
 
     def stage(self, spec: JobSpec) -> Stage | None:
         view = self.engine.job_view(spec.uid)
@@ -132,8 +153,7 @@ class Device:
 
     grid: Grid
     hello: pb.Hello = field(default_factory=a_hello)
-    secret: str | None = None
-    ca: bytes | None = None
+    credentials: Credentials | None = None
     address: str = ""
 
     def __post_init__(self) -> None:
@@ -145,14 +165,15 @@ class Device:
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        identity = self.grid.identity
-        credentials = grpc.ssl_channel_credentials(self.ca or identity.ca_pem)
+        if self.credentials is None:
+            name = self.hello.device_name if is_name(self.hello.device_name) else "device-1"
+            self.credentials = await self.grid.credentials(name, owner=self.hello.owner or "tester")
+        held = self.credentials
+        credentials = grpc.ssl_channel_credentials(held.bundle_pem, held.key_pem, held.chain_pem)
         options = [("grpc.use_local_subchannel_pool", 1)]
         self.channel = grpc.aio.secure_channel(self.address or self.grid.gateway.address, credentials, options=options)
         self.stub: Any = rpc.DeviceGatewayStub(self.channel)
-        secret = identity.join_secret if self.secret is None else self.secret
-        self.metadata = [(framing.AUTHORIZATION_KEY, f"Bearer {secret}")] if secret else []
-        self.call = self.stub.Attach(metadata=self.metadata)
+        self.call = self.stub.Attach()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -229,9 +250,7 @@ class Device:
 
     async def fetch(self, digest: str, offset: int = 0, *, session: str | None = None) -> bytes:
         named = (framing.SESSION_KEY, self.session_id if session is None else session)
-        call = self.stub.FetchModel(
-            pb.FetchModelRequest(sha256=digest, offset=offset), metadata=(*self.metadata, named)
-        )
+        call = self.stub.FetchModel(pb.FetchModelRequest(sha256=digest, offset=offset), metadata=(named,))
         data = b""
         async for chunk in call:
             assert chunk.offset == offset + len(data)

@@ -37,7 +37,7 @@ class RawDevice(Device):
         attach = self.channel.stream_stream(
             "/pocketgrid.wire.v1.DeviceGateway/Attach", response_deserializer=pb.GatewayMessage.FromString
         )
-        self.call = attach(metadata=self.metadata)
+        self.call = attach()
         return self
 
     async def say(self, **body: Any) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -31,22 +32,11 @@ async def test_welcome_is_the_first_word_and_says_what_the_device_must_keep_to(t
         assert grid.engine.device_views()[DeviceName("device-1")].presence is Presence.CONNECTED
 
 
-@pytest.mark.parametrize("secret", ["guessed", "", "\x7e" * 5000], ids=["wrong", "none", "long"])
-async def test_without_the_join_secret_nobody_gets_in(tmp_path, secret) -> None:
-    async with a_grid(tmp_path) as grid, Device(grid, secret=secret) as device:
-        message = await device.hear()
-        assert message.refusal.reason == "Unauthenticated"
-        assert message.refusal.message == "wrong join secret"
-        assert not message.refusal.retry
-        # The status says it as well, for a device that found the stream closed under its first write.
-        assert await device.call.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert grid.gateway.sessions == 0
-        assert not grid.engine.device_views()
-
-
 async def test_a_gateway_with_another_authority_is_not_believed(tmp_path) -> None:
     async with a_grid(tmp_path / "ours") as ours, a_grid(tmp_path / "theirs") as theirs:
-        async with Device(theirs, ca=ours.identity.ca_pem) as device:
+        held = await theirs.credentials("device-1")
+        wrong = replace(held, bundle_pem=(await ours.credentials("device-1")).bundle_pem)
+        async with Device(theirs, credentials=wrong) as device:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await asyncio.wait_for(device.call.read(), DEADLINE_S)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -224,17 +214,18 @@ async def test_a_fault_of_ours_is_logged_and_the_device_comes_back_later(tmp_pat
 async def test_hundreds_of_devices_at_once_are_all_welcomed(tmp_path) -> None:
     count = 300
     async with a_grid(tmp_path, hello_seconds=20.0, silence_seconds=30.0) as grid:
-        credentials = grpc.ssl_channel_credentials(grid.identity.ca_pem)
-        metadata = [(framing.AUTHORIZATION_KEY, f"Bearer {grid.identity.join_secret}")]
+        held = [await grid.credentials(f"device-{number}") for number in range(count)]
 
         async def connect(number: int) -> grpc.aio.Channel:
+            mine = held[number]
+            credentials = grpc.ssl_channel_credentials(mine.bundle_pem, mine.key_pem, mine.chain_pem)
             options = [("grpc.use_local_subchannel_pool", 1)]
             channel = grpc.aio.secure_channel(grid.gateway.address, credentials, options=options)
             call = channel.stream_stream(
                 "/pocketgrid.wire.v1.DeviceGateway/Attach",
                 request_serializer=pb.DeviceMessage.SerializeToString,
                 response_deserializer=pb.GatewayMessage.FromString,
-            )(metadata=metadata)
+            )()
             await call.write(pb.DeviceMessage(hello=a_hello(f"device-{number}")))
             assert (await call.read()).HasField("welcome")
             return channel

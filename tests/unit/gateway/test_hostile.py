@@ -317,7 +317,7 @@ async def test_a_device_that_makes_us_talk_and_does_not_listen_is_dropped_before
 async def test_only_so_many_models_are_fetched_at_once(tmp_path) -> None:
     async with beside_an_honest_device(tmp_path) as (_, greedy):
         order = await greedy.hear_of("work_order")
-        metadata = (*greedy.metadata, (framing.SESSION_KEY, greedy.session_id))
+        metadata = ((framing.SESSION_KEY, greedy.session_id),)
         fetch = greedy.channel.unary_stream("/pocketgrid.wire.v1.DeviceGateway/FetchModel")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await fetch(b"\xff\xff", metadata=metadata).read()

@@ -40,13 +40,9 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Process]:
     assert process.stdout is not None
     assert process.stdin is not None
     address = (await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)).decode().strip()
-    folder = tmp_path / "gateway"
-    identity = SimpleNamespace(
-        ca_pem=(folder / "ca.crt").read_bytes(), join_secret=(folder / "join-secret").read_text().strip()
-    )
-    grid = SimpleNamespace(identity=identity, gateway=SimpleNamespace(address=address))
+    grid = Grid(None, SimpleNamespace(address=address), tmp_path)  # type: ignore[arg-type]
     try:
-        yield Process(grid, process)  # type: ignore[arg-type]
+        yield Process(grid, process)
     finally:
         process.stdin.close()
         await asyncio.wait_for(process.wait(), DEADLINE_S)

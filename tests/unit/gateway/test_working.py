@@ -1,6 +1,7 @@
 """Work over the link: orders, leases, results and models, and what becomes of links that fail."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import grpc
@@ -185,10 +186,11 @@ async def test_a_model_is_fetched_by_whom_it_was_ordered_from_and_resumed_anywhe
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await device.fetch(digest, offset, session=session)
             assert caught.value.code() is code, (digest, offset, session)
-        device.metadata = [(framing.AUTHORIZATION_KEY, "Bearer no")]
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await device.fetch(spec.model.sha256)
-        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        async with Device(grid, a_hello("another")) as another:
+            await another.attach()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await another.fetch(spec.model.sha256, session=device.session_id)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, "with somebody else's session"
 
 
 async def test_a_session_that_is_over_fetches_nothing(tmp_path) -> None:
@@ -395,18 +397,18 @@ async def test_a_port_in_use_is_named(tmp_path) -> None:
             await second.__aenter__()
 
 
-async def test_keys_and_secret_are_for_their_owner_only_and_stay(tmp_path) -> None:
+async def test_keys_are_for_their_owner_only_and_stay(tmp_path) -> None:
     async with a_grid(tmp_path) as grid:
         folder = tmp_path / "gateway"
-        assert {p.name for p in folder.iterdir()} == {"ca.key", "ca.crt", "join-secret", "server.json"}
+        assert {p.name for p in folder.iterdir()} == {"authority.json", ".lock", "server.json"}
         assert folder.stat().st_mode & 0o777 == 0o700
-        assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600}
+        assert {p.stat().st_mode & 0o777 for p in folder.glob("*.json")} == {0o600}
         first = grid.identity
     async with a_grid(tmp_path) as grid:
         assert grid.identity == first
     async with a_grid(tmp_path, server_names=("127.0.0.1", "grid.example")) as grid, Device(grid) as device:
-        assert grid.identity.ca_pem == first.ca_pem
-        assert grid.identity.certificate_pem != first.certificate_pem, "it is for other names"
+        assert grid.identity.ca_sha256 == first.ca_sha256
+        assert grid.identity.chain_pem != first.chain_pem, "it is for other names"
         await device.attach()
 
 
@@ -418,17 +420,18 @@ async def test_damaged_certificates_are_made_anew_or_named(tmp_path) -> None:
     async with a_grid(tmp_path) as grid, Device(grid) as device:
         await device.attach()
     (folder / "server.json").unlink()
-    (folder / "ca.key").write_bytes(certificates.make_key())
-    with pytest.raises(StoreError, match="not the key of"):
-        Gateway(None, GatewaySettings(), SystemClock(), folder)
-    (folder / "ca.key").write_bytes(b"no key")
-    with pytest.raises(StoreError, match="cannot read or make"):
-        Gateway(None, GatewaySettings(), SystemClock(), folder)
-    (folder / "join-secret").write_text("")
-    (folder / "ca.key").unlink()
-    (folder / "ca.crt").unlink()
-    with pytest.raises(StoreError, match="join-secret is empty"):
-        Gateway(None, GatewaySettings(), SystemClock(), folder)
+    whole = json.loads((folder / "authority.json").read_bytes())
+    for key, complaint in [
+        (certificates.make_key().decode(), "not that of its certificate"),
+        ("no key", "cannot read or make"),
+        (17, "cannot be read"),
+    ]:
+        (folder / "authority.json").write_text(json.dumps({"authorities": [{**whole["authorities"][0], "key": key}]}))
+        with pytest.raises(StoreError, match=complaint):
+            await Gateway(None, GatewaySettings(), SystemClock(), folder).__aenter__()  # type: ignore[arg-type]
+    (folder / "authority.json").write_text('{"authorities": []}')
+    with pytest.raises(StoreError, match="no authority is among"):
+        await Gateway(None, GatewaySettings(), SystemClock(), folder).__aenter__()  # type: ignore[arg-type]
 
 
 async def test_an_operator_may_outlive_its_certificate(tmp_path, monkeypatch) -> None:
@@ -449,17 +452,19 @@ async def test_an_operator_may_outlive_its_certificate(tmp_path, monkeypatch) ->
     async with a_grid(tmp_path) as grid:
         clock = Leaping()
         grid.gateway._clock = clock
-        async with Device(grid) as device:
+        held = await grid.credentials("device-1")
+        async with Device(grid, credentials=held) as device:
             await device.attach()
         assert len(made) == 1
         clock.days = SERVER_DAYS - 1
         # A device's clock has not leapt, so it refuses the new certificate as not yet valid: the proof that it got it.
-        async with Device(grid) as device:
+        async with Device(grid, credentials=held) as device:
             with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)):
                 await device.attach()
         assert len(made) == 2
 
 
-def test_a_name_no_certificate_can_bear_is_named(tmp_path) -> None:
+async def test_a_name_no_certificate_can_bear_is_named(tmp_path) -> None:
+    settings = GatewaySettings(server_names=("kühlschrank",))
     with pytest.raises(StoreError, match="neither a host name nor an IP address"):
-        Gateway(None, GatewaySettings(server_names=("kühlschrank",)), SystemClock(), tmp_path)  # type: ignore[arg-type]
+        await Gateway(None, settings, SystemClock(), tmp_path).__aenter__()  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """EdgeNode: the grid's own record of one device, beside the Kubernetes Node of the same name.
 
-The operator creates it when a device first attaches. `spec.owner` and `spec.tier` are for people to edit.
+The operator creates it when a device joins. `spec.owner`, `spec.tier`, `spec.hardwareClass` and `spec.revoked` are for
+people to edit. Deleting it shuts the device out until it joins anew.
 """
 
 from __future__ import annotations
@@ -48,6 +49,17 @@ class EdgeNodeSpec(ApiModel):
     node_name: Annotated[str, Field(max_length=253)] | None = None
     """Name of the existing Node the device runs on, if it has a kubelet. Absent: it has none, and the gateway
     keeps a Node of the same name for it."""
+
+    hardware_class: Annotated[str, Field(max_length=63)] | None = None
+    """The only HardwareClass the device belongs to. Set from the token it joined with. Absent: all those whose selector
+    matches its Node's labels, some of which are what the device says of itself."""
+
+    key_sha256: Annotated[Sha256 | None, Field(alias="keySHA256")] = None
+    """SHA-256 of the device's public key (SubjectPublicKeyInfo), hexadecimal: who may come in under this name. Set when
+    the device joins. Absent: nobody has joined under it."""
+
+    revoked: Boolean = False
+    """Shuts the device out: its session ends within seconds, and its certificate is refused although still valid."""
 
 
 class Facts(ApiModel):

@@ -29,6 +29,36 @@ OPERATION_NORMALIZE: Operation
 OPERATION_ARGMAX: Operation
 OPERATION_BATCH_FIRST: Operation
 
+class EnrolRequest(_message.Message):
+    __slots__ = ("device_name", "certificate_request", "token", "node_name")
+    DEVICE_NAME_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NODE_NAME_FIELD_NUMBER: _ClassVar[int]
+    device_name: str
+    certificate_request: bytes
+    token: str
+    node_name: str
+    def __init__(self, device_name: _Optional[str] = ..., certificate_request: _Optional[bytes] = ..., token: _Optional[str] = ..., node_name: _Optional[str] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Credentials(_message.Message):
+    __slots__ = ("certificate_chain", "trust_bundle", "gateway_address", "valid_s", "renew_after_s")
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    TRUST_BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    VALID_S_FIELD_NUMBER: _ClassVar[int]
+    RENEW_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    certificate_chain: bytes
+    trust_bundle: bytes
+    gateway_address: str
+    valid_s: int
+    renew_after_s: int
+    def __init__(self, certificate_chain: _Optional[bytes] = ..., trust_bundle: _Optional[bytes] = ..., gateway_address: _Optional[str] = ..., valid_s: _Optional[int] = ..., renew_after_s: _Optional[int] = ...) -> None: ...
+
 class CheckRequest(_message.Message):
     __slots__ = ("protocol_version",)
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]

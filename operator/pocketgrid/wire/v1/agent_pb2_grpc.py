@@ -25,8 +25,89 @@ if _version_not_supported:
     )
 
 
+class EnrolmentStub(object):
+    """On a port of its own, over TLS that proves the server only: how a device gets its certificate. A call that is refused
+    ends with a gRPC status whose details are `Reason: message`.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Enrol = channel.unary_unary(
+                '/pocketgrid.wire.v1.Enrolment/Enrol',
+                request_serializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.EnrolRequest.SerializeToString,
+                response_deserializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.Credentials.FromString,
+                _registered_method=True)
+
+
+class EnrolmentServicer(object):
+    """On a port of its own, over TLS that proves the server only: how a device gets its certificate. A call that is refused
+    ends with a gRPC status whose details are `Reason: message`.
+    """
+
+    def Enrol(self, request, context):
+        """A certificate for a device: for the holder of a join token, or for a key that was enrolled before. Asking again with
+        the same name, key and token gives another certificate and takes no second use of the token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EnrolmentServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Enrol': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enrol,
+                    request_deserializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.EnrolRequest.FromString,
+                    response_serializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.Credentials.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'pocketgrid.wire.v1.Enrolment', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('pocketgrid.wire.v1.Enrolment', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Enrolment(object):
+    """On a port of its own, over TLS that proves the server only: how a device gets its certificate. A call that is refused
+    ends with a gRPC status whose details are `Reason: message`.
+    """
+
+    @staticmethod
+    def Enrol(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pocketgrid.wire.v1.Enrolment/Enrol',
+            pocketgrid_dot_wire_dot_v1_dot_agent__pb2.EnrolRequest.SerializeToString,
+            pocketgrid_dot_wire_dot_v1_dot_agent__pb2.Credentials.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class DeviceGatewayStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Over mutual TLS: the device is who its certificate says, in every call.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -49,13 +130,19 @@ class DeviceGatewayStub(object):
                 request_serializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckRequest.SerializeToString,
                 response_deserializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckReply.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/pocketgrid.wire.v1.DeviceGateway/Renew',
+                request_serializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.RenewRequest.SerializeToString,
+                response_deserializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.Credentials.FromString,
+                _registered_method=True)
 
 
 class DeviceGatewayServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Over mutual TLS: the device is who its certificate says, in every call.
+    """
 
     def Attach(self, request_iterator, context):
-        """The session of one agent process. Metadata: `authorization: Bearer <join secret>`.
+        """The session of one agent process.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,14 +150,21 @@ class DeviceGatewayServicer(object):
 
     def FetchModel(self, request, context):
         """The bytes of a model, for a device that was given a work order for it. Resumable by offset.
-        Metadata as for Attach, and `pocketgrid-session: <Welcome.session_id>`.
+        Metadata: `pocketgrid-session: <Welcome.session_id>`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Check(self, request, context):
-        """Whether this device would be let in, without attaching it: for people who look for a fault. Metadata as for Attach.
+        """Whether this device would be let in, without attaching it: for people who look for a fault.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """A new certificate for the key that this connection was made with, and whom to trust from now on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +188,11 @@ def add_DeviceGatewayServicer_to_server(servicer, server):
                     request_deserializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckRequest.FromString,
                     response_serializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckReply.SerializeToString,
             ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.RenewRequest.FromString,
+                    response_serializer=pocketgrid_dot_wire_dot_v1_dot_agent__pb2.Credentials.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pocketgrid.wire.v1.DeviceGateway', rpc_method_handlers)
@@ -103,7 +202,8 @@ def add_DeviceGatewayServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeviceGateway(object):
-    """Missing associated documentation comment in .proto file."""
+    """Over mutual TLS: the device is who its certificate says, in every call.
+    """
 
     @staticmethod
     def Attach(request_iterator,
@@ -176,6 +276,33 @@ class DeviceGateway(object):
             '/pocketgrid.wire.v1.DeviceGateway/Check',
             pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckRequest.SerializeToString,
             pocketgrid_dot_wire_dot_v1_dot_agent__pb2.CheckReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pocketgrid.wire.v1.DeviceGateway/Renew',
+            pocketgrid_dot_wire_dot_v1_dot_agent__pb2.RenewRequest.SerializeToString,
+            pocketgrid_dot_wire_dot_v1_dot_agent__pb2.Credentials.FromString,
             options,
             channel_credentials,
             insecure,
