@@ -52,6 +52,7 @@ class VerificationView:
         disagreement_rate: share of these that came out otherwise, 0 to 1.
         redundancy: items computed for each item needed, at least 1.
         wrong_rows_upper_bound: with 95 % confidence; None while nothing can be said.
+        taken_back: by device that this job found out, how many shards were taken back from it.
     """
 
     rows_verified: int
@@ -59,6 +60,7 @@ class VerificationView:
     disagreement_rate: float
     redundancy: float
     wrong_rows_upper_bound: float | None = None
+    taken_back: Mapping[DeviceName, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +139,45 @@ class Presence(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryView:
+    """What is known of a device under one engine, numerics class and model; figures fade with time, as of `at`.
+
+    Attributes:
+        confirmed, refuted: items.
+        suspicion: how much the refuted ones speak against it.
+        consecutive: items confirmed since the last that was refuted.
+        at: seconds since the Unix epoch.
+    """
+
+    fingerprint: str
+    confirmed: float
+    refuted: float
+    suspicion: float
+    consecutive: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrustView:
     """What a device's results have proved to be, over all jobs. Times are seconds since the Unix epoch.
 
     Attributes:
-        verified_items: its items that became final.
-        disagreements: its items that were computed again and came out otherwise.
+        verified_items: its items that others confirmed; older ones count less.
+        disagreements: its items that came out otherwise elsewhere; older ones count less.
         since: when its present history began; 0 if unknown.
         caught: when it was last caught with wrong results; 0 if never.
+        times_caught: how often it was.
+        histories: what the figures are made of.
+        tainted_node: uid of its Node, if that says that the device is distrusted.
     """
 
     verified_items: int
     disagreements: int
     since: float = 0.0
     caught: float = 0.0
+    times_caught: int = 0
+    histories: tuple[HistoryView, ...] = ()
+    tainted_node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
