@@ -1,0 +1,1 @@
+"""The real trust code against simulated devices that lie, and two of BOINC's ways beside it."""
