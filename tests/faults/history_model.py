@@ -11,7 +11,8 @@ never happen:
 - *commit*: only of an accepted result (or a shard given up) of the same epoch, once;
 - *recovery*: a new epoch knows every shard that was ever acknowledged, and none that nobody had accepted;
 - *fencing*: epochs only grow, and an old one acknowledges nothing that a newer one does not know;
-- *settlement*: a device is told "committed" only of its own attempt, after the commit;
+- *settlement*: a device is told "committed" only of its own attempt, after the commit, or of a check it answered;
+- *check*: an attempt at a virtual shard, which no number of a real one ever meets; only what is committed is verified;
 - *device*: an agent begins what it was leased, finishes what it began, delivers what it finished or had in its
   journal, and hears of settlements only from an operator;
 - *end*: the job is finished when, and only when, all its shards are committed.
@@ -49,11 +50,18 @@ class Violation(Exception):  # noqa: N818 (it is what is looked for, not an erro
 
 @dataclass(slots=True)
 class Lease:
-    """One attempt, as it was handed out."""
+    """One attempt, as it was handed out.
+
+    Attributes:
+        index: the number under which its shard travels.
+        check: the shard is a virtual one.
+    """
 
     shard: int
     device: str
     epoch: int
+    index: int = -1
+    check: bool = False
 
 
 @dataclass(slots=True)
@@ -65,6 +73,8 @@ class Epoch:
         committed: those and its own, by now.
         accepted: attempts whose result it took and has not committed yet.
         held: by device, attempts handed out and not answered.
+        verify: committed shards are provisional until they are verified.
+        checked: checks that were answered, and by whom.
     """
 
     number: int
@@ -75,6 +85,9 @@ class Epoch:
     durable: dict[str, tuple[int, str]] = field(default_factory=dict)
     held: dict[str, dict[str, int]] = field(default_factory=dict)
     finished: bool = False
+    verify: bool = False
+    checked: dict[str, str] = field(default_factory=dict)
+    verified: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -116,6 +129,7 @@ class HistoryModel:
         self._journals: dict[str, set[str]] = {}
         self.computed: list[tuple[str, str]] = []
         self.reissued: dict[str, str] = {}
+        self._indexes: dict[int, tuple[int, int]] = {}
 
     def follow(self, line: Line) -> None:
         """Take in the next line.
@@ -166,7 +180,12 @@ class HistoryModel:
         if unheard:
             message = f"epoch {number} knows shards {unheard}, of which nobody had accepted a result"
             raise Violation("recovery", message, line, shard=unheard[0])
-        self.epochs[number] = self._current[line["source"]] = Epoch(number, line["source"], recovered, set(recovered))
+        epoch = Epoch(number, line["source"], recovered, set(recovered), verify="verified" in line)
+        epoch.verified.update(parse_ranges(line.get("verified", "")))
+        unknown = sorted(epoch.verified - recovered)
+        if unknown:
+            raise Violation("check", f"shards {unknown} are verified and not committed", line, shard=unknown[0])
+        self.epochs[number] = self._current[line["source"]] = epoch
 
     def _operator_attached(self, line: Line) -> None:
         self._credits[line["source"], line["device"]] = line["credits"]
@@ -178,20 +197,27 @@ class HistoryModel:
         epoch = self._epoch(line)
         device = line["device"]
         held = epoch.held.setdefault(device, {})
-        for shard, attempt in line["shards"]:
+        check = line.get("check", False)
+        for shard, attempt, *travels in line["shards"]:
             about = {"shard": shard, "attempt": attempt}
             if attempt in self.leases:
                 raise Violation("lease", f"attempt {attempt} was handed out before", line, **about)
             if int(attempt[:8], 16) != epoch.number:
                 raise Violation("lease", f"attempt {attempt} is not of epoch {epoch.number}", line, **about)
-            if shard in epoch.committed or not 0 <= shard < self.shards:
+            if check and (shard < self.shards or not epoch.verify):
+                raise Violation("check", f"{shard} is no number for a check", line, **about)
+            if not check and (shard in epoch.committed or not 0 <= shard < self.shards):
                 raise Violation("lease", f"shard {shard} is committed or does not exist", line, **about)
             if any(other == shard for other, _ in epoch.accepted.values()):
                 raise Violation("lease", f"shard {shard} is on its way to disk", line, **about)
             if shard in held.values():
                 raise Violation("lease", f"{device} has shard {shard} already", line, **about)
+            index = travels[0] if travels else shard
+            owner = self._indexes.setdefault(index, (epoch.number if check else 0, shard))
+            if owner != (epoch.number if check else 0, shard):
+                raise Violation("check", f"{owner} and {shard} travel under one number", line, **about)
             held[attempt] = shard
-            self.leases[attempt] = Lease(shard, device, epoch.number)
+            self.leases[attempt] = Lease(shard, device, epoch.number, index, check)
         credits_ = self._credits.get((line["source"], device))
         if credits_ is None:
             raise Violation("lease", f"{device} never attached to this operator", line)
@@ -229,6 +255,8 @@ class HistoryModel:
         self._lease(line, attempt, shard, device)
         epoch = self._epoch(line)
         epoch.held.get(device, {}).pop(attempt, None)
+        if line["verdict"] == "checked":
+            epoch.checked[attempt] = device
         if line["verdict"] not in ("accepted", "given up"):
             return
         about = {"shard": shard, "attempt": attempt}
@@ -270,11 +298,21 @@ class HistoryModel:
         epoch = self._epoch(line)
         for shard in line["shards"]:
             epoch.committed.discard(shard)
+            epoch.verified.discard(shard)
             self.acknowledged.pop(shard, None)
+
+    def _operator_verified(self, line: Line) -> None:
+        epoch = self._epoch(line)
+        for shard in line["shards"]:
+            if shard not in epoch.committed:
+                raise Violation("check", f"shard {shard} was verified and is not committed", line, shard=shard)
+        epoch.verified.update(line["shards"])
 
     def _operator_settled(self, line: Line) -> None:
         epoch = self._epoch(line)
         for attempt in line["committed"]:
+            if epoch.checked.get(attempt) == line["device"]:
+                continue
             if epoch.durable.get(attempt, (0, ""))[1] != line["device"]:
                 shard = self.leases[attempt].shard if attempt in self.leases else None
                 message = f"{line['device']} was told that attempt {attempt} is committed, which it is not"
@@ -291,6 +329,9 @@ class HistoryModel:
         missing = sorted(set(range(self.shards)) - epoch.committed)
         if missing:
             raise Violation("end", f"finished without shards {missing}", line, shard=missing[0])
+        provisional = sorted(epoch.committed - epoch.verified) if epoch.verify else []
+        if provisional:
+            raise Violation("end", f"finished with shards {provisional} unverified", line, shard=provisional[0])
         epoch.finished = True
 
     # ---- agents ----
@@ -307,9 +348,12 @@ class HistoryModel:
 
     def _agent_leased(self, line: Line) -> None:
         agent = self._agent(line)
-        for shard, attempt in line["shards"]:
-            self._lease(line, attempt, shard, line["device"])
-            agent.leased[attempt] = shard
+        for index, attempt in line["shards"]:
+            lease = self._lease(line, attempt, None, line["device"])
+            if lease.index != index:
+                message = f"attempt {attempt} travels as {index}, not {lease.index}"
+                raise Violation("lease", message, line, shard=lease.shard, attempt=attempt)
+            agent.leased[attempt] = index
 
     def _agent_begun(self, line: Line) -> None:
         agent, attempt = self._agent(line), line["attempt"]

@@ -413,8 +413,11 @@ class Attendance:
         event: ev.JobEvent
         if answer.failed is not None:
             event = failure_event(answer, answer.failed, seq, record.name)
+            self._grid.history.result(job.uid, record.name, attempt.shard, seq, "failed", answer.failed.reason)
         else:
             verdict = job.judge(answer, job.verification.rows_sent(attempt.shard))
+            judged = "checked" if verdict.accepted is True else "rejected"
+            self._grid.history.result(job.uid, record.name, attempt.shard, seq, judged, verdict.reason)
             event = ev.ResultJudged(attempt.shard, seq, record.name, verdict)
             if verdict.accepted is not True:
                 now = self._grid.clock.monotonic()

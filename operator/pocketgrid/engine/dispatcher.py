@@ -142,7 +142,7 @@ class Dispatcher:
         if machine is None or machine.stage is not Stage.RUNNING or machine.pending or not machine.attempts:
             return
         now = self._clock.monotonic()
-        if not job.wants_devices or now < job.paused_until:
+        if job.tokens is None or not job.wants_devices or now < job.paused_until:
             return
         columns = self._roster.columns()
         rows = columns.idle(job.uid, self._roster.admits(job), now)
@@ -170,7 +170,7 @@ class Dispatcher:
                     if cut is not None:
                         log.info("copy job=%s shard=%d device=%s", job.spec.key, shard, name)
                         self._seat(job, record)
-                        self._history.leased(job.uid, cut, copy=True)
+                        self._history.leased(job.uid, cut, job.tokens.wire_index, copy=True)
                         self._feed(job, record, cut)
 
     def refresh_speeds(self) -> None:
@@ -363,6 +363,7 @@ class Dispatcher:
 
     def _grant(self, record: DeviceRecord, job: JobRun, count: int, now: float) -> bool:
         assert job.machine is not None
+        assert job.tokens is not None
         if self._check(record, job, now, idle=False):
             return True
         if record.tier is not TrustTier.OWNED and job.uid not in record.progress_at:
@@ -377,7 +378,7 @@ class Dispatcher:
         self._seat(job, record)
         job.revoking.difference_update(h.shard for h in cut.shards)
         log.debug("lease job=%s device=%s shards=%d", job.spec.key, record.name, len(cut.shards))
-        self._history.leased(job.uid, cut, copy=False)
+        self._history.leased(job.uid, cut, job.tokens.wire_index, copy=False)
         self._feed(job, record, cut)
         return True
 
@@ -394,7 +395,7 @@ class Dispatcher:
             self._check(self._fleet.devices[name], job, now, idle=True)
 
     def _check(self, record: DeviceRecord, job: JobRun, now: float, *, idle: bool) -> bool:
-        if job.verification is None or job.machine is None:
+        if job.verification is None or job.machine is None or job.tokens is None:
             return False
         if not self._affordable(job, record, 1):
             return False
@@ -403,6 +404,7 @@ class Dispatcher:
             return False
         cut = job.machine.hand_out_check(record.name, number, now, self._deadline(job, record, 1, now))
         self._seat(job, record)
+        self._history.leased(job.uid, cut, job.tokens.wire_index, copy=False, check=True)
         self._feed(job, record, cut)
         return True
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -31,6 +31,7 @@ from pocketgrid.model import events as ev
 from pocketgrid.model.device import HardwareClass, NodeView
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.model.job import JobSpec
+from pocketgrid.model.numerics import ToleranceProfile
 from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import DeviceView, JobView, Presence, Stage
 from pocketgrid.settings import EngineSettings
@@ -221,6 +222,11 @@ class Engine:
             log.info("tier device=%s tier=%s", name, tier.name.title())
             self._judge_anew(self._grid.fleet.devices[name])
             self._grid.touch()
+
+    def set_profiles(self, profiles: Sequence[ToleranceProfile]) -> None:
+        """All tolerance profiles there are. What they allow to be compared is looked up anew for each check."""
+        self._grid.fleet.profiles = tuple(profiles)
+        self._grid.mark_all()
 
     def set_classes(self, classes: Mapping[str, HardwareClass]) -> None:
         """All hardware classes there are."""

@@ -74,6 +74,7 @@ class Feeder:
                     if link is None or record.link is not link:
                         break
                     if not may_receive(record.tier, job.spec.placement):
+                        job.eligibility.pop(record.name, None)
                         log.warning("withheld job=%s device=%s tier=%s", job.spec.key, record.name, record.tier.name)
                         break
                     self._send(job, record, cut, group, encoded)

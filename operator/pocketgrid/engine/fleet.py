@@ -13,7 +13,6 @@ from pocketgrid.engine.watched import Watched
 from pocketgrid.metering.prices import unit_price
 from pocketgrid.model.device import (
     AgentFeature,
-    DeviceFacts,
     DeviceIdentity,
     HardwareClass,
     NodeView,
@@ -23,6 +22,7 @@ from pocketgrid.model.device import (
 )
 from pocketgrid.model.ids import DeviceName, JobUid, ModelDigest
 from pocketgrid.model.job import JobSpec, Placement
+from pocketgrid.model.numerics import ToleranceProfile, numerics_class
 from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import Presence
 from pocketgrid.planning.eligibility import Eligibility, classes_of, judge_eligibility
@@ -189,6 +189,7 @@ class Fleet:
         self._node_classes: dict[DeviceName, tuple[str, ...]] = {}
         self.deregistered: dict[DeviceName, str] = {}
         self._tiers: dict[DeviceName, TrustTier] = {}
+        self.profiles: tuple[ToleranceProfile, ...] = ()
         self.distrusted: dict[DeviceName, Distrust] = {}
         """Devices of which nothing is believed, attached or not."""
         self.touched: set[DeviceName] = set()
@@ -224,7 +225,7 @@ class Fleet:
     def numerics_of(self, record: DeviceRecord) -> str:
         """Numerics class of a device: what its hardware class says, or what it is made of."""
         stated = [numerics for c in self.classes_of(record) if (numerics := self.classes[c].numerics)]
-        return stated[0] if stated else _numerics(record.identity.facts)
+        return stated[0] if stated else numerics_class(record.identity.facts)
 
     def attached(self, link: DeviceLink) -> DeviceRecord:
         """Record a device that has attached; an existing record keeps what was learned of its speed."""
@@ -362,7 +363,3 @@ class Fleet:
     def _forget_classes_of(self, node: DeviceName) -> None:
         self._node_classes.pop(node, None)
         self.touched.update(record.name for record in self.records_on(node))
-
-
-def _numerics(facts: DeviceFacts) -> str:
-    return "/".join((facts.arch, "+".join(facts.simd), facts.engine))

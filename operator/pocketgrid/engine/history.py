@@ -3,8 +3,8 @@
 Responsible for what is told and in which words, not for where it goes: the composition root passes a recorder in, or
 none, and then each call returns at once. Told in the order in which the engine's loop did it:
 
-    opened, attached, leased, resumed, sent, returned, gone, cancelled, result, committed, refused, reopened, settled,
-    detached, fenced, finished
+    opened, attached, leased, resumed, sent, returned, gone, cancelled, result, committed, refused, reopened, verified,
+    settled, detached, fenced, finished
 
 An attempt is named by its fencing number in hexadecimal, 16 digits, of which the first 8 are the epoch. Its token is
 not told: whoever reads a history must not be able to answer in a device's name.
@@ -12,7 +12,7 @@ not told: whoever reads a history must not be able to answer in a device's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pocketgrid.engine.links import HeldAttempt, Settlement
@@ -49,11 +49,22 @@ class History:
         self._recorder = recorder
 
     def opened(
-        self, job: JobUid, epoch: Epoch, items: int, per_shard: int, committed: str, rows: tuple[int, int]
+        self,
+        job: JobUid,
+        epoch: Epoch,
+        items: int,
+        per_shard: int,
+        committed: str,
+        rows: tuple[int, int],
+        *,
+        verified: str | None,
     ) -> None:
-        """A job can be worked on; `committed` is what its log has, `rows` how many are done and how many failed."""
+        """A job can be worked on; `committed` is what its log has, `rows` how many are done and how many failed,
+        `verified` what of it is final, None if nothing is verified."""
         if self._recorder is not None:
             fields = {"job": job, "epoch": epoch, "items": items, "perShard": per_shard, "committed": committed}
+            if verified is not None:
+                fields["verified"] = verified
             self._recorder.record("opened", {**fields, "done": rows[0], "failed": rows[1]})
 
     def attached(self, identity: DeviceIdentity, held: Sequence[HeldAttempt]) -> None:
@@ -68,12 +79,24 @@ class History:
         if self._recorder is not None:
             self._recorder.record("detached", {"device": device, "reason": reason})
 
-    def leased(self, job: JobUid, cut: ev.LeaseCut, *, copy: bool) -> None:
-        """A lease was handed out; it is on its way once it is `sent`."""
+    def leased(
+        self, job: JobUid, cut: ev.LeaseCut, index: Callable[[int], int], *, copy: bool, check: bool = False
+    ) -> None:
+        """A lease was handed out; it is on its way once it is `sent`.
+
+        Args:
+            index: the number under which a shard travels; where it is another than its own it is told as well.
+            check: the one shard is a virtual one.
+        """
         if self._recorder is not None:
-            shards = [[h.shard, attempt_name(h.seq)] for h in cut.shards]
+            shards: list[list[int | str]] = []
+            for handed in cut.shards:
+                travels = index(handed.shard)
+                shards.append([handed.shard, attempt_name(handed.seq)])
+                if travels != handed.shard:
+                    shards[-1].append(travels)
             fields = {"job": job, "device": cut.device, "lease": cut.lease, "shards": shards, "copy": copy}
-            self._recorder.record("leased", fields)
+            self._recorder.record("leased", {**fields, "check": True} if check else fields)
 
     def resumed(self, job: JobUid, device: DeviceName, shard: int, seq: AttemptSeq) -> None:
         """A device came back with an attempt of an earlier session, and it counts again."""
@@ -122,7 +145,8 @@ class History:
         Args:
             seq: None if the token was not genuine.
             verdict: ``accepted``, ``rejected``, ``superseded`` (not looked at), ``failed`` (says the device),
-                ``forged`` or ``given up`` (the shard is committed without a result).
+                ``forged``, ``checked`` (a check's, taken to be compared) or ``given up`` (the shard is committed without
+                a result).
         """
         if self._recorder is not None:
             attempt = attempt_name(seq) if seq is not None else ""

@@ -172,8 +172,9 @@ class Lifecycle:
         job.tokens = AttemptTokens(mint, shards=machine.grid.shards, epoch=recovered.epoch, verify=machine.verify)
         rows = (recovered.rows_done, recovered.rows_failed)
         self._grid.history.opened(
-            job.uid, recovered.epoch, machine.grid.items, per_shard, machine.committed.to_text(), rows
-        )
+            job.uid, recovered.epoch, machine.grid.items, per_shard, machine.committed.to_text(), rows,
+            verified=machine.verified.to_text() if machine.verify else None,
+        )  # fmt: skip
         log.info(
             "started job=%s items=%d shards=%d done=%d epoch=%d",
             job.spec.key, machine.grid.items, machine.grid.shards, len(machine.committed), recovered.epoch,

@@ -21,6 +21,7 @@ from pocketgrid.engine.links import ShardOutcome
 from pocketgrid.engine.verification import Answer, JobVerification, OpenCheck, answer_of
 from pocketgrid.model import events as ev
 from pocketgrid.model.ids import DeviceName, ShardIndex
+from pocketgrid.model.numerics import comparable
 from pocketgrid.model.trust import Witness
 from pocketgrid.model.view import Stage
 from pocketgrid.trust import effects as trust
@@ -81,6 +82,7 @@ class Verifier:
             self.reputations,
             random.Random(self._rng.getrandbits(64)),
             model=job.spec.model.sha256,
+            comparable=self._comparable(job),
         )
         machine.restored(job.machine.verified)
         job.verification = JobVerification(machine, job.machine.grid, verification.comparator)
@@ -132,6 +134,11 @@ class Verifier:
         record = self._grid.fleet.devices.get(DeviceName(worker.device))
         place = self.witness(record) if record is not None else Witness(DeviceName(worker.device))
         return replace(place, owner=worker.owner, numerics=worker.numerics, engine=worker.engine)
+
+    def _comparable(self, job: JobRun) -> Callable[[str, str], bool]:
+        fleet, model, comparator = self._grid.fleet, job.spec.model.sha256, job.spec.verification.comparator
+        # Asked anew each time: a profile may be measured while the job waits for one.
+        return lambda one, other: comparable(fleet.profiles, model, comparator, one, other)
 
     # ---- handing out ----
 
