@@ -21,9 +21,10 @@ from pocketgrid.api.v1alpha1.edge_node import EdgeNode
 from pocketgrid.api.v1alpha1.hardware_class import HardwareClass
 from pocketgrid.api.v1alpha1.inference_job import InferenceJob
 from pocketgrid.api.v1alpha1.meta import CEL_KEY, EXACT, GROUP, VERSION, Kind, Resource
+from pocketgrid.api.v1alpha1.tolerance_profile import ToleranceProfile
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS: tuple[type[Kind], ...] = (InferenceJob, HardwareClass, EdgeNode)
+KINDS: tuple[type[Kind], ...] = (InferenceJob, HardwareClass, EdgeNode, ToleranceProfile)
 CATEGORY = "pocketgrid"
 
 HEADER = "# Generated from operator/pocketgrid/api by `make generate`. Do not edit.\n"

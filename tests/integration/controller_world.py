@@ -14,7 +14,7 @@ from typing import Any
 
 from hack.controlplane import ControlPlane, ControlPlaneError
 from pocketgrid.clock import SystemClock
-from pocketgrid.controller.client import CLASSES, EDGE_NODES, JOBS, NODES, Cluster, Endpoint, NotFoundError
+from pocketgrid.controller.client import CLASSES, EDGE_NODES, JOBS, NODES, PROFILES, Cluster, Endpoint, NotFoundError
 from pocketgrid.controller.run import run_controller
 from pocketgrid.engine.engine import Engine
 from pocketgrid.errors import PeerError
@@ -123,7 +123,7 @@ class World:
 
     async def clean_up(self) -> None:
         """Remove what bears this test's mark. The cluster may be somebody's own, with Nodes they need."""
-        for endpoint in (JOBS, CLASSES, EDGE_NODES, NODES):
+        for endpoint in (JOBS, CLASSES, PROFILES, EDGE_NODES, NODES):
             for body in (await self.cluster.list(endpoint))[0]:
                 metadata = body["metadata"]
                 if self.mark in metadata["name"] or metadata.get("namespace") == self.namespace:
@@ -191,7 +191,7 @@ async def a_world(control_plane: ControlPlane, folder: Path) -> AsyncIterator[Wo
         await world.kubectl("apply", f"--filename={ROOT / 'crds'}", "--validate=false")
         await world.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
         await world.kubectl("create", "namespace", world.namespace)
-        for endpoint in (JOBS, CLASSES, EDGE_NODES):
+        for endpoint in (JOBS, CLASSES, PROFILES, EDGE_NODES):
             # Established is not yet served.
             await eventually(lambda e=endpoint: cluster.list(e), lambda _: True)
         try:

@@ -23,7 +23,11 @@ CLUSTER_RULES = [
         "resources": ["inferencejobs"],
         "verbs": ["get", "list", "watch", "patch", "delete"],
     },
-    {"apiGroups": ["pocketgrid.dev"], "resources": ["hardwareclasses"], "verbs": ["list", "watch"]},
+    {
+        "apiGroups": ["pocketgrid.dev"],
+        "resources": ["hardwareclasses", "toleranceprofiles"],
+        "verbs": ["list", "watch"],
+    },
     {"apiGroups": ["pocketgrid.dev"], "resources": ["edgenodes"], "verbs": ["list", "watch", "create", "patch"]},
     {
         "apiGroups": ["pocketgrid.dev"],

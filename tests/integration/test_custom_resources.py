@@ -19,6 +19,7 @@ from tests.unit.api.manifests import (
     HARDWARE_CLASS,
     JOB,
     REFUSALS,
+    TOLERANCE_PROFILE,
     Refusal,
     changed,
     job,
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
-NAMES = ("inferencejobs", "hardwareclasses", "edgenodes")
+NAMES = ("inferencejobs", "hardwareclasses", "edgenodes", "toleranceprofiles")
 PUBLISHED_DEADLINE_S = 60.0
 CEL_SINCE = (1, 25)
 
@@ -131,7 +132,7 @@ def test_the_crds_are_established_and_structural(kubectl: Kubectl, name: str) ->
 
 
 def test_short_names_and_category_work(kubectl: Kubectl, created_job: str) -> None:
-    for short in ("ij", "hwc", "en"):
+    for short in ("ij", "hwc", "en", "tp"):
         kubectl("get", short)
     assert f"inferencejob.pocketgrid.dev/{created_job}" in eventually(
         lambda: kubectl("get", "pocketgrid", "--output=name"), lambda text: created_job in text
@@ -220,6 +221,13 @@ def test_nothing_of_a_classs_status_is_pruned(kubectl: Kubectl) -> None:
     kubectl("apply", "--filename=-", stdin=HARDWARE_CLASS)
     status = hardware_class_status(3, 2, None, 1, NOW)
     assert kubectl.write_status(HARDWARE_CLASS["metadata"]["name"], HARDWARE_CLASS, status) == status
+
+
+def test_a_measured_profile_is_kept_as_it_is(kubectl: Kubectl) -> None:
+    assert kubectl.try_out(TOLERANCE_PROFILE)["spec"] == TOLERANCE_PROFILE["spec"]
+    for changes in ({"spec.modelSha256": "abc"}, {"spec.pairs[0].items": 0}):
+        with pytest.raises(ControlPlaneError, match="is invalid"):
+            kubectl.try_out(changed(TOLERANCE_PROFILE, changes))
 
 
 def test_a_status_cannot_be_written_past_its_subresource(kubectl: Kubectl, created_job: str) -> None:

@@ -5,17 +5,19 @@ The only way in, for the controller and for local mode alike. Reading files is `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from pocketgrid.api.v1alpha1 import decode as manifest_decode
-from pocketgrid.api.v1alpha1 import hardware_class, inference_job
+from pocketgrid.api.v1alpha1 import hardware_class, inference_job, tolerance_profile
 from pocketgrid.api.v1alpha1 import verification as manifest_verification
 from pocketgrid.api.v1alpha1.conditions import RefusalReason
-from pocketgrid.api.v1alpha1.meta import Body, Kind, ObjectMeta
+from pocketgrid.api.v1alpha1.meta import API_VERSION, Body, Kind, ObjectMeta
 from pocketgrid.api.validation import Violation, parse
 from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.decoding import BytesDecode, ImageDecode
@@ -35,6 +37,7 @@ from pocketgrid.model.job import (
     TokenizerRef,
 )
 from pocketgrid.model.money import Budget, PriceList, read_money
+from pocketgrid.model.numerics import Deviation, ToleranceProfile
 from pocketgrid.model.selectors import LabelSelector, Requirement, Toleration
 from pocketgrid.model.trust import Comparator, ComparatorKind, DataClass, TrustTier, Verification
 
@@ -122,6 +125,57 @@ def to_hardware_class(body: Body) -> HardwareClass:
         price=_price(kind.spec.price) if kind.spec.price is not None else None,
         numerics=kind.spec.numerics_class or "",
     )
+
+
+def to_tolerance_profile(body: Body) -> ToleranceProfile:
+    """Read a ToleranceProfile.
+
+    Raises:
+        InvalidSpecError: the object is not acceptable; names the first problem and counts the others.
+    """
+    spec = _read(tolerance_profile.ToleranceProfile, body).spec
+    pairs = {
+        (pair.one, pair.other): Deviation(
+            pair.items,
+            pair.identical,
+            float(pair.absolute) if pair.absolute is not None else math.inf,
+            float(pair.cosine) if pair.cosine is not None else math.inf,
+        )
+        for pair in spec.pairs
+    }
+    return ToleranceProfile(ModelDigest(spec.model_sha256), pairs)
+
+
+def build_tolerance_profile(profile: ToleranceProfile, name: str, measured: str) -> Body:
+    """The object that `to_tolerance_profile` reads as `profile`, with tolerances rounded up.
+
+    Args:
+        name: of the object.
+        measured: when, as RFC 3339.
+    """
+    pairs = []
+    for (one, other), found in sorted(profile.pairs.items()):
+        pair: dict[str, Any] = {"one": one, "other": other, "items": found.items, "identical": found.identical}
+        for key, value in (("absolute", found.absolute), ("cosine", found.cosine)):
+            if math.isfinite(value):
+                pair[key] = _rounded_up(value)
+        pairs.append(pair)
+    return {
+        "apiVersion": API_VERSION,
+        "kind": tolerance_profile.ToleranceProfile.resource.kind,
+        "metadata": {"name": name},
+        "spec": {"modelSha256": profile.model, "measuredTime": measured, "pairs": pairs},
+    }
+
+
+def _rounded_up(value: float) -> str:
+    """A decimal text of at least `value`, with three digits that count."""
+    exact = Decimal(value)
+    if not exact:
+        return "0"
+    # 28 places are what the schema has room for.
+    step = Decimal(1).scaleb(max(min(exact.adjusted() - 2, 0), -28))
+    return f"{exact.quantize(step, ROUND_CEILING):f}"
 
 
 def tier_of(body: Body) -> TrustTier:

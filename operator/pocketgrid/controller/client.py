@@ -187,11 +187,14 @@ class Cluster:
         path = endpoint.path(body["metadata"]["name"], namespace)
         return await self._call("PATCH", path, query, body, "application/apply-patch+yaml")
 
+    async def patch(self, endpoint: Endpoint, name: str, patch: Json, namespace: str = "") -> Json:
+        """Merge `patch` into an object, if it still has the uid and resource version that `patch` carries."""
+        path, kind = endpoint.path(name, namespace), "application/merge-patch+json"
+        return await self._call("PATCH", path, {"fieldManager": FIELD_MANAGER}, patch, kind)
+
     async def patch_spec(self, endpoint: Endpoint, name: str, patch: Json, namespace: str = "", *, uid: str) -> Json:
         """Merge `patch` into the spec of the object that has this `uid`."""
-        body = {"metadata": {"uid": uid}, "spec": patch}
-        path, kind = endpoint.path(name, namespace), "application/merge-patch+json"
-        return await self._call("PATCH", path, {"fieldManager": FIELD_MANAGER}, body, kind)
+        return await self.patch(endpoint, name, {"metadata": {"uid": uid}, "spec": patch}, namespace)
 
     async def patch_status(
         self, endpoint: Endpoint, name: str, patch: Mapping[str, Any], namespace: str = "", *, uid: str

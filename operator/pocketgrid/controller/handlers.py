@@ -17,6 +17,7 @@ from pocketgrid.api.v1alpha1.edge_node import EdgeNode
 from pocketgrid.api.v1alpha1.hardware_class import HardwareClass
 from pocketgrid.api.v1alpha1.inference_job import InferenceJob
 from pocketgrid.api.v1alpha1.meta import GROUP, VERSION
+from pocketgrid.api.v1alpha1.tolerance_profile import ToleranceProfile
 from pocketgrid.controller.client import Cluster
 from pocketgrid.controller.intake import Intake
 from pocketgrid.controller.nodes import NodeKeeper
@@ -80,6 +81,7 @@ def build_registry(
     jobs = (GROUP, VERSION, InferenceJob.resource.plural)
     classes = (GROUP, VERSION, HardwareClass.resource.plural)
     edge_nodes = (GROUP, VERSION, EdgeNode.resource.plural)
+    profiles = (GROUP, VERSION, ToleranceProfile.resource.plural)
     logins = 0
 
     @kopf.on.login(registry=registry)
@@ -123,6 +125,15 @@ def build_registry(
             intake.drop_class(name, uid)
         else:
             intake.take_class(body)
+
+    @kopf.on.event(*profiles, registry=registry)
+    async def see_profile(event: Mapping[str, Any], body: kopf.Body, name: str, uid: str, **_: Any) -> None:
+        if event["type"] is None:
+            listed()
+        if event["type"] == "DELETED":
+            intake.drop_profile(name, uid)
+        else:
+            intake.take_profile(body)
 
     @kopf.on.event(*edge_nodes, registry=registry)
     async def see_edge_node(event: Mapping[str, Any], body: kopf.Body, name: str, uid: str, **_: Any) -> None:

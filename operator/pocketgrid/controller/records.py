@@ -117,10 +117,14 @@ class NodeRecord(Record):
 
     Attributes:
         kept: it has no kubelet, the gateway keeps it.
+        taints: as the API server has them, whole: whoever writes one has to write all.
+        resource_version: of the state that all this is from.
     """
 
     view: NodeView = field(default_factory=lambda: NodeView(DeviceName(""), {}))
     kept: bool = False
+    taints: tuple[Json, ...] = ()
+    resource_version: str = ""
 
     @property
     def ready(self) -> Json:
@@ -161,6 +165,8 @@ def read_node_record(body: Mapping[str, Any]) -> NodeRecord:
         status={"conditions": [each for each in known if each]},
         view=read_node(body),
         kept=(metadata.get("annotations") or {}).get(KEPT_ANNOTATION) == KEPT_BY,
+        taints=tuple(dict(taint) for taint in (body.get("spec") or {}).get("taints") or ()),
+        resource_version=str(metadata.get("resourceVersion") or ""),
     )
 
 

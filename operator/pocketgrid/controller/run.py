@@ -18,6 +18,7 @@ from typing import Any
 
 from pocketgrid.clock import Clock, Rng, SystemClock, system_rng
 from pocketgrid.controller.client import CLASSES, EDGE_NODES, JOBS, NODES, PROFILES, Cluster, NotFoundError
+from pocketgrid.controller.distrust import Distrust
 from pocketgrid.controller.enrolment_stores import EdgeNodeRegister
 from pocketgrid.controller.intake import Intake
 from pocketgrid.controller.lanes import Lanes
@@ -143,8 +144,9 @@ async def _work(
         writer = cluster.fenced(lambda: election.certain)
         register.serve(writer, intake.take_edge_node)
         nodes = NodeKeeper(writer, engine, records, lanes, clock, rng)
-        publisher = Publisher(writer, engine, records, nodes, lanes, clock)
-        if not await _unless(stop, _read_everything(cluster, engine, intake, nodes)):
+        distrust = Distrust(writer, engine, records, lanes)
+        publisher = Publisher(writer, engine, records, nodes, distrust, lanes, clock)
+        if not await _unless(stop, _read_everything(cluster, engine, intake, nodes, distrust)):
             return
 
         listed = asyncio.Event()
@@ -176,7 +178,9 @@ async def _work(
         await lanes.idle(FLUSH_S)
 
 
-async def _read_everything(cluster: Cluster, engine: Engine, intake: Intake, nodes: NodeKeeper) -> None:
+async def _read_everything(
+    cluster: Cluster, engine: Engine, intake: Intake, nodes: NodeKeeper, distrust: Distrust
+) -> None:
     complaint = ""
     while True:
         try:
@@ -185,6 +189,7 @@ async def _read_everything(cluster: Cluster, engine: Engine, intake: Intake, nod
             found, version = await cluster.list(NODES)
             nodes.listed(found, int(version))
             nodes.forbid_deregistered()
+            distrust.restore()
             for body in (await cluster.list(CLASSES))[0]:
                 intake.take_class(body)
             for body in (await cluster.list(PROFILES))[0]:

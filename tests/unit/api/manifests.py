@@ -360,3 +360,23 @@ HARDWARE_CLASS: dict[str, Any] = {
         },
     },
 }
+
+TOLERANCE_PROFILE: dict[str, Any] = {
+    "apiVersion": "pocketgrid.dev/v1alpha1",
+    "kind": "ToleranceProfile",
+    "metadata": {"name": "minilm"},
+    "spec": {
+        "modelSha256": DIGEST,
+        "measuredTime": "2026-11-23T12:00:00Z",
+        "pairs": [
+            {
+                "one": "amd64/avx2/onnxruntime 1.32.0",
+                "other": "arm64/neon/onnxruntime 1.26.0",
+                "items": 256,
+                "identical": False,
+                "absolute": "0.0125",
+                "cosine": "0.00021",
+            }
+        ],
+    },
+}

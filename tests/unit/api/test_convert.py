@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from pocketgrid.api.convert import resolve_uris, tier_of, to_hardware_class, to_job_spec, ttl_seconds
+from pocketgrid.api.convert import (
+    build_tolerance_profile,
+    resolve_uris,
+    tier_of,
+    to_hardware_class,
+    to_job_spec,
+    to_tolerance_profile,
+    ttl_seconds,
+)
 from pocketgrid.api.validation import validate
 from pocketgrid.errors import InvalidSpecError
 from pocketgrid.model.job import (
@@ -29,9 +39,10 @@ from pocketgrid.model.job import (
     TokenizerRef,
 )
 from pocketgrid.model.money import Budget, BudgetAction, PriceList
+from pocketgrid.model.numerics import Deviation, ToleranceProfile
 from pocketgrid.model.selectors import Toleration
 from pocketgrid.model.trust import Comparator, ComparatorKind, DataClass, TrustTier, Verification, VerificationMode
-from tests.unit.api.manifests import DIGEST, GONE, HARDWARE_CLASS, JOB, changed, job, minimal_job
+from tests.unit.api.manifests import DIGEST, GONE, HARDWARE_CLASS, JOB, TOLERANCE_PROFILE, changed, job, minimal_job
 from tests.unit.api.test_validation import SPECS
 
 
@@ -320,3 +331,27 @@ def test_a_hardware_class_has_prices_and_may_have_a_numerics_class() -> None:
 )
 def test_a_device_is_anybodys_unless_its_record_clearly_says_otherwise(spec: Any, tier: TrustTier) -> None:
     assert tier_of({"spec": spec}) is tier
+
+
+def test_a_tolerance_profile_is_read() -> None:
+    assert to_tolerance_profile(TOLERANCE_PROFILE) == ToleranceProfile(
+        DIGEST,
+        {
+            ("amd64/avx2/onnxruntime 1.32.0", "arm64/neon/onnxruntime 1.26.0"): Deviation(
+                256, identical=False, absolute=0.0125, cosine=0.00021
+            )
+        },
+    )
+    useless = changed(TOLERANCE_PROFILE, {"spec.pairs[0].absolute": GONE, "spec.pairs[0].cosine": GONE})
+    (found,) = to_tolerance_profile(useless).pairs.values()
+    assert (found.absolute, found.cosine) == (math.inf, math.inf), "what was not measured tolerates nothing"
+
+
+@given(st.integers(1, 10**6), st.booleans(), *[st.floats(0, 1e6) | st.just(math.inf)] * 2)
+def test_a_measured_profile_survives_being_written(items: int, identical: bool, absolute: float, cosine: float) -> None:
+    profile = ToleranceProfile(DIGEST, {("a", "b"): Deviation(items, identical, absolute, cosine)})
+    (found,) = to_tolerance_profile(build_tolerance_profile(profile, "name", "2026-11-23T12:00:00Z")).pairs.values()
+    assert (found.items, found.identical) == (items, identical)
+    for before, after in ((absolute, found.absolute), (cosine, found.cosine)):
+        # Tolerances are rounded up, never down: what was measured must pass.
+        assert after == before or before <= after <= max(before * 1.011, 1e-28)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketgrid.api.v1alpha1.hardware_class import HardwareClass
+from pocketgrid.api.v1alpha1.tolerance_profile import ToleranceProfile
 from pocketgrid.api.validation import Violation, parse, validate
 from tests.unit.api import apiserver
 from tests.unit.api.manifests import (
@@ -19,6 +20,7 @@ from tests.unit.api.manifests import (
     JOB,
     MINIMAL_SPEC,
     REFUSALS,
+    TOLERANCE_PROFILE,
     UNKNOWN_FIELDS,
     Refusal,
     changed,
@@ -306,3 +308,31 @@ def test_a_hardware_class_is_refused(changes: dict[str, Any], field: str, reason
 def test_a_valid_hardware_class_has_no_violations() -> None:
     assert parse(HardwareClass, HARDWARE_CLASS, "")[1] == []
     assert list(apiserver.broken_rules(CLASS_SCHEMA, HARDWARE_CLASS)) == []
+
+
+# ToleranceProfile.
+
+PROFILE_SCHEMA = apiserver.schema_of("toleranceprofiles")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "reason", "structural"),
+    [
+        ({"spec.pairs[0].items": 0}, "spec.pairs[0].items", "InvalidField", True),
+        ({"spec.pairs[0].absolute": 0.1}, "spec.pairs[0].absolute", "InvalidField", True),
+        ({"spec.pairs[0].other": "aaa"}, "spec.pairs[0]", "PairOutOfOrder", False),
+        ({"spec.pairs[0].one": "b", "spec.pairs[0].other": "b"}, "spec.pairs[0]", "PairOutOfOrder", False),
+    ],
+)
+def test_a_tolerance_profile_is_refused(changes: dict[str, Any], field: str, reason: str, structural: bool) -> None:
+    body = changed(TOLERANCE_PROFILE, changes)
+    _, violations = parse(ToleranceProfile, body, "")
+    assert [(v.field, v.reason) for v in violations] == [(field, reason)]
+    assert bool(list(apiserver.structural_problems(PROFILE_SCHEMA, body))) == structural
+    assert structural or list(apiserver.broken_rules(PROFILE_SCHEMA, body))
+
+
+def test_a_valid_tolerance_profile_has_no_violations() -> None:
+    assert parse(ToleranceProfile, TOLERANCE_PROFILE, "")[1] == []
+    assert list(apiserver.structural_problems(PROFILE_SCHEMA, TOLERANCE_PROFILE)) == []
+    assert list(apiserver.broken_rules(PROFILE_SCHEMA, TOLERANCE_PROFILE)) == []

@@ -40,6 +40,9 @@ READY = "Ready"
 PAUSED = "Paused"
 """Condition of EdgeNodes: whether the owner's policy keeps the device from working now; its reason says which rule."""
 
+TRUSTED = "Trusted"
+"""Condition of EdgeNodes: whether the device's results are believed. Unknown until some were confirmed."""
+
 
 class JobReason(StrEnum):
     """Reasons in an InferenceJob's conditions."""
@@ -82,6 +85,12 @@ class DeviceReason(StrEnum):
     LOST = "Lost"
     WORK_ALLOWED = "WorkAllowed"
     """In Paused: the owner lets it work. Otherwise the reason is the device's own: BatteryLow, NotCharging, ..."""
+    CONFIRMED = "Confirmed"
+    """In Trusted: others have computed some of its items again, and it was not caught since."""
+    UNPROVEN = "Unproven"
+    """In Trusted: nobody has confirmed anything of it yet."""
+    DISTRUSTED = "Distrusted"
+    """In Trusted: it was caught with wrong results, or its Node was tainted by hand."""
 
 
 class ClassReason(StrEnum):

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pocketgrid.api.v1alpha1.conditions import PAUSED, READY, Condition
+from pocketgrid.api.v1alpha1.conditions import PAUSED, READY, TRUSTED, Condition
 from pocketgrid.api.v1alpha1.meta import (
     ApiModel,
     Boolean,
@@ -30,6 +30,9 @@ from pocketgrid.api.v1alpha1.verification import Money
 
 MAX_LISTED = 64
 """Entries of each list in the status."""
+
+MAX_HISTORIES = 8
+MAX_FINGERPRINT = 512
 
 BootId = Annotated[str, Field(max_length=128)]
 
@@ -132,20 +135,58 @@ class Speed(ApiModel):
     """The most it reached since the operator started. A device that sustains much less gets hot."""
 
 
+class TrustHistory(ApiModel):
+    """What the device has proved under one inference engine, numerics class and model. With another it is a stranger
+    again. Older items count less: half as much after ten days."""
+
+    fingerprint: Annotated[str, Field(min_length=1, max_length=MAX_FINGERPRINT)]
+    """Engine, numerics class and the beginning of the model's SHA-256."""
+
+    confirmed: Decimal
+    """Items that others computed again and got the same."""
+
+    refuted: Decimal
+    """Items that others computed again and got something else."""
+
+    suspicion: Decimal
+    """How much the refuted ones speak against the device: the sum of -ln(probability that it was right after all)."""
+
+    consecutive: Decimal
+    """Items confirmed since the last refuted one."""
+
+    time: Time
+    """The moment at which these figures are true."""
+
+
 class Trust(ApiModel):
-    """What the device's results have proved to be, over all jobs."""
+    """What the device's results have proved to be, over all jobs. A restarted operator reads it back. The device itself
+    cannot write it."""
 
     verified_items: Count64
-    """Items of the device that became final."""
+    """Items of the device that others computed again and confirmed; older ones count less, see `histories`."""
 
     disagreements: Count64
-    """Items of the device that were computed again and came out otherwise."""
+    """Items of the device that others computed again and that came out otherwise; older ones count less."""
 
     since: Time | None = None
-    """When its present history began: when it first worked, was caught, or changed its engine or hardware."""
+    """When its present history began: when it was first checked, or last caught."""
+
+    times_caught: Count32 | None = None
+    """How often it was caught with wrong results. Absent: never."""
 
     caught_time: Time | None = None
     """When it was last caught with wrong results. Absent: never."""
+
+    distrusted: Annotated[str, Field(max_length=1024)] | None = None
+    """Why nothing of the device is believed now, and it gets no work. Absent: that is not so. Ends when the taint
+    pocketgrid.dev/distrusted is removed from its Node."""
+
+    tainted_node_uid: Annotated[Word | None, Field(alias="taintedNodeUID")] = None
+    """Uid of the Node that was seen with the taint. If that Node no longer has it when an operator starts, somebody has
+    pardoned the device."""
+
+    histories: Annotated[tuple[TrustHistory, ...], Field(max_length=MAX_HISTORIES), Unique("fingerprint")] = ()
+    """What the figures are made of, at most eight."""
 
 
 class Earnings(ApiModel):
@@ -167,7 +208,8 @@ class EdgeNodeStatus(ApiModel):
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16), Unique("type")] = ()
     """Ready: whether the device is attached. Unknown while its link is broken but its leases still stand. Paused:
     whether the policy of its owner keeps it from working, with the rule as reason, such as BatteryLow, NotCharging,
-    BatteryHot, NetworkMetered or OutsideHours. False with such a reason: it works, but gently."""
+    BatteryHot, NetworkMetered or OutsideHours. False with such a reason: it works, but gently. Trusted: whether its
+    results are believed. Unknown until others have confirmed some; False if it was caught, and then it gets no work."""
 
     presence: Word | None = None
     """Connected, Unknown (the link broke a moment ago) or Lost (its leases went elsewhere)."""
@@ -221,6 +263,7 @@ class EdgeNode(Kind):
             Column("Ready", condition_path(READY), "Whether the device is attached."),
             Column("Paused", condition_path(PAUSED), "Whether its owner's policy keeps it from working."),
             Column("Why", condition_path(PAUSED, "reason"), "What its owner's policy says."),
+            Column("Trusted", condition_path(TRUSTED), "Whether its results are believed."),
             Column("Kind", ".status.facts.kind", "What sort of machine it is."),
             Column("Owner", ".spec.owner", "Who is responsible for it."),
             Column("Classes", ".status.classes[*]", "HardwareClasses it belongs to."),
@@ -229,7 +272,7 @@ class EdgeNode(Kind):
             Column("Age", ".metadata.creationTimestamp", "Time since it was created.", "date"),
             Column("Reason", condition_path(READY, "reason"), "Why it is ready or not.", wide=True),
             Column("Tier", ".spec.tier", "Whose it is.", wide=True),
-            Column("Verified", ".status.trust.verifiedItems", "Items that became final.", "integer", wide=True),
+            Column("Verified", ".status.trust.verifiedItems", "Items that others confirmed.", "integer", wide=True),
             Column("Earned", ".status.earnings.earned", "Pay for items that are final.", wide=True),
             Column("Arch", ".status.facts.arch", "Processor architecture.", wide=True),
             Column("Cores", ".status.facts.cores", "Processor cores.", "integer", wide=True),
