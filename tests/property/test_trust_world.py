@@ -35,7 +35,7 @@ mishaps = st.builds(
     unreadable=st.sampled_from([0.0, 0.05]),
     caught_elsewhere=st.sampled_from([0.0, 0.01]),
 )
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def honest(count: int) -> list[Device]:

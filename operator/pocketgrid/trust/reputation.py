@@ -146,9 +146,11 @@ class Reputations:
         prior = (PRIOR_WEIGHT * start + fleet.caught) / (PRIOR_WEIGHT + fleet.caught + fleet.proven)
         prior = max(prior, LEAST_PRIOR * start)
         kin = self._owners.get(witness.owner) if witness.owner else None
-        if kin is not None and kin.caught:
-            prior = max(prior, (OWNER_WEIGHT * prior + kin.caught) / (OWNER_WEIGHT + kin.caught + kin.proven))
-        return max(prior, PRIOR_ONCE_CAUGHT) if self.caught(witness.device) else prior
+        mine = 1 if self.caught(witness.device) else 0
+        if kin is not None and kin.caught > mine:
+            others = kin.caught - mine
+            prior = max(prior, (OWNER_WEIGHT * prior + others) / (OWNER_WEIGHT + others + kin.proven))
+        return max(prior, PRIOR_ONCE_CAUGHT) if mine else prior
 
     def liar(self, witness: Witness, model: str, now: float) -> float:
         """Probability that `witness` is a liar. Formula at the head of this module."""
@@ -214,6 +216,7 @@ class Reputations:
             "owner": reputation.owner,
             "tier": reputation.tier.name,
             "caught": reputation.caught,
+            "proven": reputation.proven,
             "since": round(reputation.since, 3),
             "caughtAt": round(reputation.caught_at, 3),
             "histories": [
@@ -248,7 +251,8 @@ class Reputations:
             )
         except KeyError as error:
             raise ValueError(f"reputation of {device}: unknown or missing {error}") from error
-        reputation.proven = any(h.consecutive >= PROVEN_AFTER for h in reputation.histories.values())
+        proven = any(history.consecutive >= PROVEN_AFTER for history in reputation.histories.values())
+        reputation.proven = proven or kept.get("proven") is True
         self._devices[device] = reputation
         self._count(reputation, caught=min(1, reputation.caught), proven=int(reputation.proven))
 
