@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hack.bench.as_installed import hide_what_only_developers_have
 from hack.bench.load.identities import CrowdRegister
 from hack.bench.operator_process import write_whole
 from pocketgrid.clock import SystemClock
@@ -128,6 +129,7 @@ async def serve(settings: Settings, jobs: Path, ready: Path, state: Path) -> Non
 
 def main() -> None:
     """Serve devices and run jobs until terminated."""
+    hide_what_only_developers_have()
     parser = argparse.ArgumentParser(prog="python -m hack.bench.host_process")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hack.bench.as_installed import hide_what_only_developers_have
 from pocketgrid.clock import SystemClock
 from pocketgrid.engine.engine import Engine
 from pocketgrid.gateway.server import Gateway
@@ -116,6 +117,7 @@ async def serve(plan: LocalPlan, settings: Settings, watcher: Watcher, ready: Pa
 
 def main() -> None:
     """Run one job and report."""
+    hide_what_only_developers_have()
     parser = argparse.ArgumentParser(prog="python -m hack.bench.operator_process")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--state-dir", type=Path, required=True)

@@ -103,7 +103,7 @@ def test_messages_of_a_newer_version_pass_through_for_their_reader_to_ignore() -
     assert framing.Reassembler(pb.GatewayMessage).feed(unknown) is unknown
 
 
-@pytest.mark.parametrize("size", [0, 4096, 5 << 20])
+@pytest.mark.parametrize("size", [0, 4096, (256 << 10) - 20, 256 << 10, 768 << 10, 5 << 20])
 def test_serialised_pieces_are_those_of_split(size: int) -> None:
     message = results_of(size)
     assert framing.serialise(message) == [piece.SerializeToString() for piece in framing.split(message)]
