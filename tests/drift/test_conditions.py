@@ -11,7 +11,7 @@ SOURCES = ROOT / "operator" / "pocketgrid"
 
 REASON = re.compile(r"[A-Z][a-z]+[A-Za-z0-9]*")
 VOCABULARIES = {"JobReason", "RefusalReason", "DeviceReason", "ClassReason", "Refusal"}
-GIVERS = {"Explanation", "InvalidSpecError", "Rule", "_fail", "build_ready_condition"}
+GIVERS = {"Explanation", "InvalidSpecError", "JobBroken", "Rule", "_fail", "build_ready_condition"}
 """Whoever is called with a reason, in words or by the name of a constant."""
 
 

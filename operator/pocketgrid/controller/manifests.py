@@ -2,8 +2,9 @@
 
 Who may own which field decides what each of them contains:
 
-- The taint is in the Node as it is created and in no later write. A Node's list of taints has one owner as a whole
-  in server-side apply, so applying ours again would take away those of administrators.
+- The taint is in the Node as it is created and is never applied later. A Node's list of taints has one owner as a
+  whole in server-side apply, so applying ours again would take away those of administrators. (The taint of a device
+  that was caught comes later; `distrust` says how.)
 - Labels are applied server-side and never by force: a label that an administrator has changed stays as it is. They
   are not in the Node as it is created, because for server-side apply the creator is somebody else, even under the
   same name, and would have to be overruled when a label changes.
@@ -12,7 +13,7 @@ Who may own which field decides what each of them contains:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pocketgrid.controller.client import Json
@@ -55,13 +56,13 @@ def real_node_labels(identity: DeviceIdentity, owner: str) -> dict[str, str]:
     return {key: value for key, value in node_labels(identity, owner).items() if key.startswith(LABEL_PREFIX)}
 
 
-def build_node(identity: DeviceIdentity) -> Json:
-    """A new Node for a device without a kubelet."""
+def build_node(identity: DeviceIdentity, taints: Sequence[Json] = ()) -> Json:
+    """A new Node for a device without a kubelet, with `taints` beside its own."""
     return {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": identity.name, "annotations": {KEPT_ANNOTATION: KEPT_BY}},
-        "spec": {"taints": [{"key": DEVICE_TAINT_KEY, "effect": "NoSchedule"}]},
+        "spec": {"taints": [{"key": DEVICE_TAINT_KEY, "effect": "NoSchedule"}, *taints]},
     }
 
 
@@ -161,4 +162,5 @@ def read_node(body: Mapping[str, Any]) -> NodeView:
         labels=dict(metadata.get("labels") or {}),
         taints=tuple(Taint(t["key"], t["effect"], t.get("value") or "") for t in spec.get("taints") or ()),
         unschedulable=bool(spec.get("unschedulable")),
+        uid=metadata.get("uid") or "",
     )

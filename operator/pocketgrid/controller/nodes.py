@@ -24,6 +24,7 @@ from typing import Any
 
 from pocketgrid.clock import Clock, ForwardWall, Rng
 from pocketgrid.controller.client import LEASES, NODES, Cluster, ConflictError, Json, NotFoundError
+from pocketgrid.controller.distrust import distrusted_taint
 from pocketgrid.controller.lanes import Lanes
 from pocketgrid.controller.manifests import (
     NODE_LEASE_NAMESPACE,
@@ -282,7 +283,9 @@ class NodeKeeper:
         if self._engine.deregistered_boot(identity.name) == identity.boot_id:
             return
         try:
-            node = await self._cluster.create(NODES, build_node(identity))
+            distrusted = self._engine.distrusted().get(identity.name)
+            taints = [distrusted_taint(distrusted)] if distrusted is not None else []
+            node = await self._cluster.create(NODES, build_node(identity, taints))
         except ConflictError:
             return  # It is there already; the watch will show it.
         except RefusedError as exc:

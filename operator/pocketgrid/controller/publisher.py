@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from pocketgrid.api.v1alpha1.meta import API_VERSION
+from pocketgrid.api.v1alpha1.edge_node import EdgeNode
+from pocketgrid.api.v1alpha1.inference_job import InferenceJob
 from pocketgrid.clock import Clock
 from pocketgrid.controller.client import (
     CLASSES,
     EDGE_NODES,
-    EVENTS,
     JOBS,
     Cluster,
     ConflictError,
@@ -25,6 +25,9 @@ from pocketgrid.controller.client import (
     Json,
     NotFoundError,
 )
+from pocketgrid.controller.device_status import absent_trust_status, edge_node_status
+from pocketgrid.controller.distrust import Distrust
+from pocketgrid.controller.events import EventPoster, Subject
 from pocketgrid.controller.lanes import Lanes
 from pocketgrid.controller.manifests import build_edge_node
 from pocketgrid.controller.nodes import NodeKeeper
@@ -39,11 +42,10 @@ from pocketgrid.controller.records import (
     lost_fields,
     merge_patch,
 )
-from pocketgrid.controller.status import edge_node_status, hardware_class_status, job_status, refused_job_status
-from pocketgrid.controller.transitions import Transition, transitions
+from pocketgrid.controller.status import hardware_class_status, job_status, refused_job_status
+from pocketgrid.controller.transitions import DEVICE_DISTRUSTED, accusation, device_transitions, transitions
 from pocketgrid.controller.ttl import expires_at
 from pocketgrid.engine.engine import Engine
-from pocketgrid.errors import PeerError
 from pocketgrid.model.device import NodeView
 from pocketgrid.model.ids import DeviceName, JobUid
 from pocketgrid.model.view import DeviceView, Explanation, JobView, Presence, Stage
@@ -67,9 +69,6 @@ EDGE_PERIOD_S = 10.0
 LAST_SEEN_PERIOD_S = 60.0
 """How often figures are written. Conditions are written at once."""
 
-EVENT_PERIOD_S = 60.0
-"""The same Event for the same job at most so often: devices come and go, and conditions tell of each time."""
-
 NODE_BOUND = "NodeBound"
 """An EdgeNode's condition: whether a Node represents the device."""
 
@@ -81,14 +80,23 @@ class Publisher:
     """Compares and writes. `look` is called again and again on the engine's loop."""
 
     def __init__(
-        self, cluster: Cluster, engine: Engine, records: Records, nodes: NodeKeeper, lanes: Lanes, clock: Clock
+        self,
+        cluster: Cluster,
+        engine: Engine,
+        records: Records,
+        nodes: NodeKeeper,
+        distrust: Distrust,
+        lanes: Lanes,
+        clock: Clock,
     ) -> None:
         self._cluster = cluster
         self._engine = engine
         self._records = records
         self._nodes = nodes
+        self._distrust = distrust
         self._lanes = lanes
         self._clock = clock
+        self._events = EventPoster(cluster, clock)
         self._began = clock.monotonic()
         self._devices_due = self._began
         self.pruned: set[str] = set()
@@ -105,6 +113,7 @@ class Publisher:
             return
         devices = self._engine.device_views()
         self._nodes.look(devices)
+        self._distrust.look()
         self._look_at_devices(devices)
         self._look_at_classes(devices)
         ended = self._clock.monotonic()
@@ -114,11 +123,24 @@ class Publisher:
 
     def _look_at_jobs(self, views: Mapping[JobUid, JobView]) -> None:
         for uid, record in list(self._records.jobs.items()):
+            self._look_who_was_found_out(record, views.get(uid))
             status = self._job_status(record, views.get(uid))
             if status is None or status == record.status:
                 self._delete_if_expired(record)
             elif turned(record.status, status) or self._due(record, JOB_PERIOD_S):
                 self._write(JOBS, record, status, record.namespace)
+
+    def _look_who_was_found_out(self, record: JobRecord, view: JobView | None) -> None:
+        if view is None or view.verification is None:
+            return
+        found = view.verification.taken_back.items()
+        new = {device: shards for device, shards in found if device not in record.accused}
+        if new and self._events.allows(record, _job(record), DEVICE_DISTRUSTED):
+            self._lanes.start(f"event/{record.uid}", partial(self._accuse, record, new))
+
+    async def _accuse(self, record: JobRecord, found: Mapping[DeviceName, int]) -> None:
+        record.accused |= found.keys()
+        await self._events.post(record, _job(record), accusation(found))
 
     def _job_status(self, record: JobRecord, view: JobView | None) -> Json | None:
         now = self._now()
@@ -167,14 +189,20 @@ class Publisher:
                 due = self._due(record, EDGE_PERIOD_S)
             if due:
                 self._write(EDGE_NODES, record, status)
+        distrusted = self._engine.distrusted()
         grace_is_over = self._clock.monotonic() >= self._began + ATTACHED_GRACE_S
         for device, record in self._records.edge_nodes.items():
             if device in views:
                 continue
             # The engine may have forgotten it, and then counts its work from nothing when it returns.
             record.items_before = None
+            status = record.status
             if grace_is_over and record.status.get("presence") not in (None, Presence.LOST.value):
-                self._write(EDGE_NODES, record, self._absent_status(record))
+                status = self._absent_status(record)
+            reason = distrusted.get(DeviceName(device), "")
+            if bool(reason) != bool((record.status.get("trust") or {}).get("distrusted")):
+                status = absent_trust_status(status, reason, self._now())
+            self._write(EDGE_NODES, record, status)
 
     def _edge_status(self, record: EdgeRecord, view: DeviceView) -> Json:
         deregistered = self._engine.deregistered_boot(view.name) or None
@@ -277,7 +305,12 @@ class Publisher:
         record.see(answer)
         if isinstance(record, JobRecord):
             for turn in transitions(before, status):
-                await self._post_event(record, turn)
+                await self._events.post(record, _job(record), turn)
+        if isinstance(record, EdgeRecord):
+            for turn in device_transitions(before, status):
+                await self._events.post(record, Subject(EdgeNode.resource.kind, record.name, record.uid), turn)
+                if (node := self._records.nodes.get(record.node_name or record.name)) is not None:
+                    await self._events.post(record, Subject("Node", node.name, node.uid, api_version="v1"), turn)
 
     def _note_lost(self, endpoint: Endpoint, record: Record, patch: Json, answer: Json) -> None:
         for path in lost_fields(patch, answer.get("status") or {}):
@@ -290,44 +323,15 @@ class Publisher:
                     record.name, known,
                 )  # fmt: skip
 
-    async def _post_event(self, record: JobRecord, turn: Transition) -> None:
-        now, namespace = rfc3339(self._now()), record.namespace
-        last = record.told.get(turn.reason, float("-inf"))
-        if self._clock.monotonic() < last + EVENT_PERIOD_S:
-            return
-        record.told[turn.reason] = self._clock.monotonic()
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{record.name[:200]}.", "namespace": namespace},
-            "involvedObject": {
-                "apiVersion": API_VERSION,
-                "kind": "InferenceJob",
-                "name": record.name,
-                "namespace": namespace,
-                "uid": record.uid,
-            },
-            "type": "Warning" if turn.warning else "Normal",
-            "reason": turn.reason,
-            "message": turn.message,
-            "count": 1,
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "source": {"component": "pocketgrid"},
-            "reportingComponent": "pocketgrid.dev/operator",
-            "reportingInstance": "operator",
-        }
-        try:
-            await self._cluster.create(EVENTS, event, namespace)
-        except PeerError as exc:
-            # An Event is a courtesy; the condition is the truth.
-            log.info("event not posted object=%s reason=%s cause=%s", record.name, turn.reason, exc)
-
     def _due(self, record: Record, period: float) -> bool:
         return self._clock.monotonic() >= record.written_at + period
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.wall(), UTC)
+
+
+def _job(record: JobRecord) -> Subject:
+    return Subject(InferenceJob.resource.kind, record.name, record.uid, record.namespace)
 
 
 def turned(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

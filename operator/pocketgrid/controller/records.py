@@ -29,6 +29,7 @@ class Record:
         status: as the API server has it, as far as known.
         generation: of the spec that the rest of the record was made from.
         written_at: monotonic seconds of our last write to the status.
+        told: monotonic seconds of the last Event, by what it was about and why.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Record:
     generation: int = 0
     status: Json = field(default_factory=dict)
     written_at: float = float("-inf")
+    told: dict[str, float] = field(default_factory=dict)
 
     def see(self, body: Mapping[str, Any]) -> bool:
         """Take in the status of a newer state of the same object; false if it is older than what is known."""
@@ -57,7 +59,7 @@ class JobRecord(Record):
         refusal: why the newest spec was refused.
         ttl: seconds it is kept after its end, None for ever.
         over: it ended before this process began, and the engine need not know of it.
-        told: monotonic seconds of the last Event, by reason.
+        accused: devices that this job has found out, and that an Event has named.
     """
 
     namespace: str = ""
@@ -65,7 +67,7 @@ class JobRecord(Record):
     refusal: Explanation | None = None
     ttl: int | None = None
     over: bool = False
-    told: dict[str, float] = field(default_factory=dict)
+    accused: set[DeviceName] = field(default_factory=set)
 
     @property
     def job(self) -> JobUid:

@@ -1,4 +1,4 @@
-"""From what the engine shows of a job, a device or a class to the status of its object.
+"""From what the engine shows of a job or a class to the status of its object.
 
 Pure: no cluster, no clock. Each function builds the whole status, so that it can replace the one before;
 a merge would leave behind what is no longer so. Conditions are the truth and there is no phase: the reason
@@ -11,6 +11,7 @@ state                                 Reconciling  Stalled
 ====================================  ===========  =======
 admitting, running, finishing         True         False
 running, but no node is ready         True         False    it recovers by itself
+running, nobody to check, no money    False        True     somebody has to do something
 suspended, complete                   False        False    it is as wished
 refused, failed, trouble of our own   False        True     somebody has to do something
 ====================================  ===========  =======
@@ -19,61 +20,40 @@ refused, failed, trouble of our own   False        True     somebody has to do s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
-from pocketgrid.api.v1alpha1.conditions import PAUSED, READY, ClassReason, DeviceReason, JobCondition, JobReason
-from pocketgrid.api.v1alpha1.edge_node import MAX_LISTED
+from pocketgrid.api.v1alpha1.conditions import (
+    READY,
+    ClassReason,
+    JobCondition,
+    JobReason,
+)
 from pocketgrid.api.v1alpha1.inference_job_status import MAX_CLASSES, NO_CLASS
 from pocketgrid.api.v1alpha1.meta import EXACT
+from pocketgrid.controller.claims import Claim, Truth, sentence, write_conditions
 from pocketgrid.controller.readings import (
     MAX_RATE,
-    cut,
-    cut_bytes,
     cut_list,
-    finite,
     moment_of,
     money_text,
     present,
     rate_text,
-    rfc3339,
     within,
 )
-from pocketgrid.model.device import DeviceFacts, RestraintLevel, Vitals
 from pocketgrid.model.view import (
     CostView,
-    DeviceView,
-    EarningsView,
     Explanation,
     JobView,
-    Presence,
     Stage,
-    TrustView,
     VerificationView,
 )
 
 Status = dict[str, Any]
-Truth = Literal["True", "False", "Unknown"]
 
-MAX_MESSAGE_BYTES = 1024
-"""Of one condition. Eight conditions, the list of classes and the completed shards together stay below the
-32 KiB that a status may have."""
-
-
-MAX_WORD = 256
-"""Characters of one of a device's statements."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What one condition says now."""
-
-    type: str
-    status: Truth
-    reason: str
-    message: str
+NEED_SOMEBODY = frozenset({"NoVerifier", "BudgetExhausted"})
+"""Obstacles that do not go away by themselves, as devices that are away may come back."""
 
 
 def job_status(
@@ -105,7 +85,7 @@ def job_status(
     return {
         **numbers,
         "observedGeneration": generation,
-        "conditions": _conditions(_job_claims(view, old, refusal), old, generation, now),
+        "conditions": write_conditions(_job_claims(view, old, refusal), old, generation, now),
     }
 
 
@@ -114,53 +94,7 @@ def refused_job_status(
 ) -> Status:
     """The status of an InferenceJob that could not even be read, so that the engine never saw it."""
     claims = _refused(explanation)
-    return {"observedGeneration": generation, "conditions": _conditions(claims, previous or {}, generation, now)}
-
-
-def edge_node_status(
-    view: DeviceView,
-    previous: Mapping[str, Any] | None,
-    now: datetime,
-    *,
-    generation: int | None = None,
-    deregistered_boot_id: str | None = None,
-) -> Status:
-    """The status of an EdgeNode.
-
-    Args:
-        view: the device as the engine has it.
-        previous: the status the object has now.
-        now: current time, with its time zone.
-        generation: `metadata.generation` of the object; None keeps what was observed before.
-        deregistered_boot_id: the run of the agent that was taken off the grid; None keeps what is recorded.
-    """
-    old = previous or {}
-    observed = old.get("observedGeneration", 0) if generation is None else generation
-    deregistered = old.get("deregisteredBootID") if deregistered_boot_id is None else deregistered_boot_id
-    fastest = sorted(view.speeds.items(), key=lambda entry: (-entry[1], entry[0]))[:MAX_LISTED]
-    return present(
-        observedGeneration=observed,
-        presence=view.presence.value,
-        facts=_facts(view.identity.facts),
-        vitals=_vitals(view.vitals),
-        classes=list(view.classes[:MAX_LISTED]),
-        speeds=[
-            present(
-                modelSha256=digest,
-                itemsPerSecond=rate_text(speed),
-                peakItemsPerSecond=rate_text(view.peak_speeds[digest]) if digest in view.peak_speeds else None,
-            )
-            for digest, speed in fastest
-        ],
-        leasedShards=view.leased_shards,
-        itemsDone=view.items_done,
-        trust=_trust(view.trust) if view.trust is not None else None,
-        earnings=_earnings(view.earnings) if view.earnings is not None else None,
-        lastSeenTime=moment_of(view.last_seen),
-        bootID=cut(view.identity.boot_id, 128),
-        deregisteredBootID=deregistered,
-        conditions=_conditions([_device_claim(view), _pause_claim(view)], old, observed, now),
-    )
+    return {"observedGeneration": generation, "conditions": write_conditions(claims, previous or {}, generation, now)}
 
 
 def hardware_class_status(
@@ -183,39 +117,39 @@ def hardware_class_status(
         refusal: why the object cannot be used, or None.
     """
     if refusal is not None:
-        claim = _Claim(READY, "False", refusal.reason, _sentence(refusal))
+        claim = Claim(READY, "False", refusal.reason, sentence(refusal))
     elif ready_nodes:
-        claim = _Claim(READY, "True", ClassReason.NODES_READY, "there are Nodes that can be given work")
+        claim = Claim(READY, "True", ClassReason.NODES_READY, "there are Nodes that can be given work")
     elif nodes:
-        claim = _Claim(READY, "False", ClassReason.NO_READY_NODES, "none of the matching Nodes can be given work now")
+        claim = Claim(READY, "False", ClassReason.NO_READY_NODES, "none of the matching Nodes can be given work now")
     else:
-        claim = _Claim(READY, "False", ClassReason.NO_MATCHING_NODES, "spec.nodeSelector matches no Node")
+        claim = Claim(READY, "False", ClassReason.NO_MATCHING_NODES, "spec.nodeSelector matches no Node")
     return {
         "observedGeneration": generation,
         "nodes": nodes,
         "readyNodes": ready_nodes,
-        "conditions": _conditions([claim], previous or {}, generation, now),
+        "conditions": write_conditions([claim], previous or {}, generation, now),
     }
 
 
 # What a job's conditions say.
 
 
-def _job_claims(view: JobView, old: Mapping[str, Any], refusal: Explanation | None) -> list[_Claim]:
+def _job_claims(view: JobView, old: Mapping[str, Any], refusal: Explanation | None) -> list[Claim]:
     claims = _stage_claims(view, old)
     if refusal is None:
         return claims
     stand_in = {
-        JobCondition.ACCEPTED: _Claim(JobCondition.ACCEPTED, "False", refusal.reason, _sentence(refusal)),
-        JobCondition.RECONCILING: _Claim(
+        JobCondition.ACCEPTED: Claim(JobCondition.ACCEPTED, "False", refusal.reason, sentence(refusal)),
+        JobCondition.RECONCILING: Claim(
             JobCondition.RECONCILING, "False", refusal.reason, "the edit that was refused is not carried out"
         ),
-        JobCondition.STALLED: _Claim(JobCondition.STALLED, "True", refusal.reason, _sentence(refusal)),
+        JobCondition.STALLED: Claim(JobCondition.STALLED, "True", refusal.reason, sentence(refusal)),
     }
     return [stand_in.get(JobCondition(claim.type), claim) for claim in claims]
 
 
-def _stage_claims(view: JobView, old: Mapping[str, Any]) -> list[_Claim]:
+def _stage_claims(view: JobView, old: Mapping[str, Any]) -> list[Claim]:
     match view.stage:
         case Stage.ADMITTING:
             looking = Explanation(JobReason.ADMITTING, "the model and the data set are being looked at")
@@ -258,12 +192,13 @@ def _stage_claims(view: JobView, old: Mapping[str, Any]) -> list[_Claim]:
             assert_never(view.stage)
 
 
-def _running(view: JobView) -> list[_Claim]:
+def _running(view: JobView) -> list[Claim]:
     placed: Truth = "False" if view.obstacle is not None else "True"
     if view.trouble is not None:
         return _claims(view.trouble, placed=placed, placed_why=view.obstacle, stalled=True)
     if view.obstacle is not None:
-        return _claims(view.obstacle, placed="False", reconciling=True)
+        stuck = view.obstacle.reason in NEED_SOMEBODY
+        return _claims(view.obstacle, placed="False", reconciling=not stuck, stalled=stuck)
     working = Explanation(JobReason.WORKING, "devices are at work")
     if view.verification is not None and view.shards_done == view.shards > 0:
         working = Explanation(
@@ -272,7 +207,7 @@ def _running(view: JobView) -> list[_Claim]:
     return _claims(working, placed="True", progressing=True, reconciling=True)
 
 
-def _refused(explanation: Explanation) -> list[_Claim]:
+def _refused(explanation: Explanation) -> list[Claim]:
     return _claims(explanation, accepted="False", stalled=True)
 
 
@@ -288,56 +223,31 @@ def _claims(
     failed: bool = False,
     reconciling: bool = False,
     stalled: bool = False,
-) -> list[_Claim]:
+) -> list[Claim]:
     """All eight conditions of a state, in the words of `why` wherever something is to be explained."""
-    text = _sentence(why)
+    text = sentence(why)
     obstacle = placed_why or why
 
-    def claim(condition: JobCondition, holds: bool, otherwise: str) -> _Claim:
-        return _Claim(condition, "True" if holds else "False", why.reason, text if holds else otherwise)
+    def claim(condition: JobCondition, holds: bool, otherwise: str) -> Claim:
+        return Claim(condition, "True" if holds else "False", why.reason, text if holds else otherwise)
 
     return [
-        _Claim(JobCondition.ACCEPTED, accepted, JobReason.ADMITTED, "model and data set can be used")
+        Claim(JobCondition.ACCEPTED, accepted, JobReason.ADMITTED, "model and data set can be used")
         if accepted == "True"
-        else _Claim(JobCondition.ACCEPTED, accepted, why.reason, text),
-        _Claim(JobCondition.PLACED, placed, JobReason.NODES_READY, "there are ready nodes to work on it")
+        else Claim(JobCondition.ACCEPTED, accepted, why.reason, text),
+        Claim(JobCondition.PLACED, placed, JobReason.NODES_READY, "there are ready nodes to work on it")
         if placed == "True"
-        else _Claim(JobCondition.PLACED, placed, obstacle.reason, _sentence(obstacle)),
+        else Claim(JobCondition.PLACED, placed, obstacle.reason, sentence(obstacle)),
         # Explained in every state, also after the end: the one place where a job is summed up.
-        _Claim(JobCondition.PROGRESSING, "True" if progressing else "False", why.reason, text),
-        _Claim(JobCondition.SUSPENDED, "True", JobReason.SUSPENDED, text)
+        Claim(JobCondition.PROGRESSING, "True" if progressing else "False", why.reason, text),
+        Claim(JobCondition.SUSPENDED, "True", JobReason.SUSPENDED, text)
         if suspended
-        else _Claim(JobCondition.SUSPENDED, "False", JobReason.NOT_SUSPENDED, "it is not held"),
+        else Claim(JobCondition.SUSPENDED, "False", JobReason.NOT_SUSPENDED, "it is not held"),
         claim(JobCondition.COMPLETE, complete, "not all results are written"),
         claim(JobCondition.FAILED, failed, "the job has not failed"),
         claim(JobCondition.RECONCILING, reconciling, "nothing is under way"),
         claim(JobCondition.STALLED, stalled, "nobody needs to step in"),
     ]
-
-
-def _device_claim(view: DeviceView) -> _Claim:
-    match view.presence:
-        case Presence.CONNECTED if view.schedulable:
-            return _Claim(READY, "True", DeviceReason.ATTACHED, "attached and open to work")
-        case Presence.CONNECTED:
-            why = "paused by its owner" if view.restraint.paused else "cordoned, tainted or draining"
-            return _Claim(READY, "True", DeviceReason.NOT_SCHEDULABLE, f"attached, but {why}")
-        case Presence.UNKNOWN:
-            return _Claim(READY, "Unknown", DeviceReason.LINK_BROKEN, "its link broke; its leases still stand")
-        case Presence.LOST:
-            return _Claim(READY, "False", DeviceReason.LOST, "not heard from; its leases went to other devices")
-        case _:
-            assert_never(view.presence)
-
-
-def _pause_claim(view: DeviceView) -> _Claim:
-    restraint = view.restraint
-    if view.presence is Presence.LOST:
-        return _Claim(PAUSED, "Unknown", DeviceReason.LOST, "not heard from")
-    if restraint.level is RestraintLevel.NONE:
-        return _Claim(PAUSED, "False", DeviceReason.WORK_ALLOWED, "its owner lets it work")
-    prefix = "" if restraint.paused else "works gently: "
-    return _Claim(PAUSED, "True" if restraint.paused else "False", restraint.reason, prefix + restraint.message)
 
 
 # Numbers.
@@ -397,76 +307,11 @@ def _cost(view: CostView) -> Status:
     )
 
 
-def _trust(view: TrustView) -> Status:
-    return present(
-        verifiedItems=within(view.verified_items, EXACT),
-        disagreements=within(view.disagreements, EXACT),
-        since=moment_of(view.since),
-        caughtTime=moment_of(view.caught),
-    )
-
-
-def _earnings(view: EarningsView) -> Status:
-    return {"earned": money_text(view.earned_micro), "provisional": money_text(view.provisional_micro)}
-
-
 def _throughput(view: JobView) -> float:
     """Of a finished job the mean over its life: the last half minute of it says nothing any more."""
     if view.stage.terminal and not view.throughput and view.finished > view.started > 0:
         return view.items_done / (view.finished - view.started)
     return view.throughput
-
-
-def _facts(facts: DeviceFacts) -> Status:
-    """Cut to what the schema takes: a device that states nonsense must not block its own status."""
-    return present(
-        kind=facts.kind.value,
-        arch=cut(facts.arch, MAX_WORD),
-        os=cut(facts.os, MAX_WORD),
-        cores=within(facts.cores, 2**31 - 1),
-        memoryBytes=within(facts.memory_bytes, EXACT),
-        simd=[cut(name, MAX_WORD) for name in facts.simd[:MAX_LISTED] if name],
-        providers=[cut(name, MAX_WORD) for name in facts.providers[:MAX_LISTED] if name],
-        engine=cut(facts.engine, MAX_WORD),
-        agentVersion=cut(facts.agent_version, MAX_WORD),
-        modelName=cut(facts.model_name, MAX_WORD),
-    )
-
-
-def _vitals(vitals: Vitals) -> Status:
-    battery, available = finite(vitals.battery_percent), vitals.memory_available_bytes
-    load, heat = finite(vitals.load1), finite(vitals.temperature_celsius)
-    return present(
-        load1=None if load is None else f"{max(0.0, load):.2f}",
-        memoryAvailableBytes=None if available is None else within(available, EXACT),
-        batteryPercent=None if battery is None else within(round(battery), 100),
-        charging=vitals.charging,
-        temperatureCelsius=None if heat is None else f"{heat:.1f}",
-        network=vitals.network.value,
-    )
-
-
-def _conditions(
-    claims: Iterable[_Claim], old: Mapping[str, Any], generation: int, now: datetime
-) -> list[dict[str, Any]]:
-    """Conditions with their times: a condition whose status did not change keeps its transition time."""
-    before = {entry["type"]: entry for entry in old.get("conditions", [])}
-    written = rfc3339(now)
-    out = []
-    for claim in claims:
-        earlier = before.get(claim.type, {})
-        unchanged = earlier.get("status") == claim.status and "lastTransitionTime" in earlier
-        out.append(
-            {
-                "type": str(claim.type),
-                "status": claim.status,
-                "reason": str(claim.reason),
-                "message": cut_bytes(claim.message, MAX_MESSAGE_BYTES),
-                "lastTransitionTime": earlier["lastTransitionTime"] if unchanged else written,
-                "observedGeneration": generation,
-            }
-        )
-    return out
 
 
 def _was_over(stage: Stage, old: Mapping[str, Any]) -> bool:
@@ -478,11 +323,3 @@ def _was_over(stage: Stage, old: Mapping[str, Any]) -> bool:
 
 def _held(old: Mapping[str, Any], condition: JobCondition) -> bool:
     return any(entry["type"] == condition and entry["status"] == "True" for entry in old.get("conditions", []))
-
-
-def _sentence(explanation: Explanation) -> str:
-    # Never empty: see `readings.present`.
-    message = explanation.message or explanation.reason
-    if explanation.field and not message.startswith(explanation.field):
-        return f"{explanation.field}: {message}"
-    return message

@@ -1,4 +1,4 @@
-"""Which Events a change of a job's status is worth: one for each turn a user would want to have been told of."""
+"""Which Events a change of a status is worth: one for each turn a user would want to have been told of."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pocketgrid.api.v1alpha1.conditions import ClassReason, JobCondition, JobReason
+from pocketgrid.api.v1alpha1.conditions import TRUSTED, ClassReason, DeviceReason, JobCondition, JobReason
 from pocketgrid.controller.records import condition
+from pocketgrid.model.ids import DeviceName
+
+DEVICE_DISTRUSTED = "DeviceDistrusted"
+"""On a job: a device that worked for it is not believed any more."""
+
+MAX_NAMED = 8
+"""Devices in one Event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,22 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Tran
         yield Transition("Complete", message)
     if (message := became(JobCondition.FAILED, "True")) is not None:
         yield Transition("Failed", message, warning=True)
+
+
+def device_transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Transition]:
+    """The Events for an EdgeNode whose status was `old` and is `new`."""
+    before, now = condition(old, TRUSTED), condition(new, TRUSTED)
+    if before.get("status") != "False" and now.get("status") == "False":
+        yield Transition(DeviceReason.DISTRUSTED, str(now.get("message") or ""), warning=True)
+    if before.get("status") == "False" and now.get("status") in ("True", "Unknown"):
+        yield Transition("Pardoned", "the taint was removed from its Node; it gets work again and is checked closely")
+
+
+def accusation(found: Mapping[DeviceName, int]) -> Transition:
+    """The Event for a job that has lost trust in devices: how many shards were taken back, by device."""
+    named = [f"{device} ({shards} shards taken back)" for device, shards in sorted(found.items())[:MAX_NAMED]]
+    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    return Transition(DEVICE_DISTRUSTED, f"no longer believed: {', '.join(named)}{more}", warning=True)
 
 
 def _works(status: Mapping[str, Any]) -> bool:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from pocketgrid.api.convert import to_job_spec
 from pocketgrid.api.v1alpha1.conditions import JobCondition
+from pocketgrid.controller.device_status import absent_trust_status, edge_node_status
+from pocketgrid.controller.distrust import read_reputation
+from pocketgrid.controller.records import EdgeRecord
 from pocketgrid.controller.status import (
-    edge_node_status,
     hardware_class_status,
     job_status,
     refused_job_status,
@@ -31,18 +33,22 @@ from pocketgrid.model.device import (
     RestraintLevel,
     Vitals,
 )
+from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.ranges import IndexSet
+from pocketgrid.model.trust import TrustTier
 from pocketgrid.model.view import (
     CostView,
     DeviceView,
     EarningsView,
     Explanation,
+    HistoryView,
     JobView,
     Presence,
     Stage,
     TrustView,
     VerificationView,
 )
+from pocketgrid.trust.reputation import Reputations
 from tests.unit.api import apiserver
 from tests.unit.api.manifests import JOB
 
@@ -426,6 +432,7 @@ def test_no_status_is_pruned_or_refused(view: JobView) -> None:
 
 # EdgeNode.
 
+HISTORY = HistoryView("onnxruntime 1.32.0/arm64/0123456789abcdef", 1100.25, 2.0, 9.21, 17.0, NOW.timestamp())
 DEVICE = DeviceView(
     identity=DeviceIdentity(
         name="pixel-7",
@@ -462,7 +469,9 @@ DEVICE = DeviceView(
     leased_shards=3,
     last_seen=NOW.timestamp(),
     items_done=1200,
-    trust=TrustView(1100, 2, since=NOW.timestamp() - 3600, caught=NOW.timestamp() - 7200),
+    trust=TrustView(
+        1100, 2, since=NOW.timestamp() - 3600, caught=NOW.timestamp() - 7200, times_caught=1, histories=(HISTORY,)
+    ),
     earnings=EarningsView(earned_micro=440_000, provisional_micro=40_001),
 )
 
@@ -503,7 +512,18 @@ def test_the_status_of_a_device() -> None:
             "verifiedItems": 1100,
             "disagreements": 2,
             "since": "2026-11-23T11:00:00Z",
+            "timesCaught": 1,
             "caughtTime": "2026-11-23T10:00:00Z",
+            "histories": [
+                {
+                    "fingerprint": "onnxruntime 1.32.0/arm64/0123456789abcdef",
+                    "confirmed": "1100.250",
+                    "refuted": "2.000",
+                    "suspicion": "9.210",
+                    "consecutive": "17.000",
+                    "time": "2026-11-23T12:00:00Z",
+                }
+            ],
         },
         "earnings": {"earned": "0.44", "provisional": "0.040001"},
         "lastSeenTime": "2026-11-23T12:00:00Z",
@@ -522,6 +542,14 @@ def test_the_status_of_a_device() -> None:
                 "status": "False",
                 "reason": "WorkAllowed",
                 "message": "its owner lets it work",
+                "lastTransitionTime": "2026-11-23T12:00:00Z",
+                "observedGeneration": 2,
+            },
+            {
+                "type": "Trusted",
+                "status": "True",
+                "reason": "Confirmed",
+                "message": "others got the same as it did",
                 "lastTransitionTime": "2026-11-23T12:00:00Z",
                 "observedGeneration": 2,
             },
@@ -552,7 +580,7 @@ def test_a_device_says_why_its_owner_holds_it_back(
 ) -> None:
     view = replace(DEVICE, restraint=restraint, presence=presence, schedulable=not restraint.paused)
     status = edge_node_status(view, None, NOW)
-    ready, paused = status["conditions"]
+    ready, paused, _ = status["conditions"]
     assert paused["type"] == "Paused"
     assert (paused["status"], paused["reason"], paused["message"]) == expected
     if restraint.paused and presence is Presence.CONNECTED:
@@ -651,3 +679,87 @@ def test_a_class_that_cannot_be_used_says_why() -> None:
     status = hardware_class_status(0, 0, None, 2, NOW, refusal=Explanation("NameTooLong", "must be shorter"))
     assert conditions(status)["Ready"]["reason"] == "NameTooLong"
     assert_kept("hardwareclasses", status)
+
+
+CAUGHT = replace(
+    DEVICE,
+    distrusted="wrong on an item of shard 7, as others found",
+    schedulable=False,
+    trust=TrustView(0, 0, since=NOW.timestamp(), caught=NOW.timestamp(), times_caught=1, tainted_node="uid-of-node"),
+)
+
+
+def test_a_device_that_was_caught_says_so_and_what_to_do() -> None:
+    status = edge_node_status(CAUGHT, None, NOW)
+    trusted = next(c for c in status["conditions"] if c["type"] == "Trusted")
+    assert (trusted["status"], trusted["reason"]) == ("False", "Distrusted")
+    assert "shard 7" in trusted["message"]
+    assert "remove the taint pocketgrid.dev/distrusted from its Node" in trusted["message"]
+    ready = next(c for c in status["conditions"] if c["type"] == "Ready")
+    assert ready["message"] == "attached, but its results are not believed"
+    assert status["trust"]["distrusted"] == CAUGHT.distrusted
+    assert status["trust"]["taintedNodeUID"] == "uid-of-node"
+    assert_kept("edgenodes", status)
+
+
+def test_nobody_is_called_trusted_before_anything_was_confirmed() -> None:
+    status = edge_node_status(replace(DEVICE, trust=None), None, NOW)
+    trusted = next(c for c in status["conditions"] if c["type"] == "Trusted")
+    assert (trusted["status"], trusted["reason"]) == ("Unknown", "Unproven")
+    assert "trust" not in status
+
+
+def test_what_was_known_of_a_device_is_read_back_as_it_was_written() -> None:
+    status = edge_node_status(DEVICE, None, NOW)
+    edge = EdgeRecord("phone-1", "uid", owner="ada", tier=TrustTier.VETTED)
+    kept = read_reputation(status["trust"], edge)
+    known = Reputations()
+    known.from_dict(DeviceName("phone-1"), kept)
+    reputation = known.of(DeviceName("phone-1"))
+    assert reputation is not None
+    assert (reputation.owner, reputation.tier, reputation.caught) == ("ada", TrustTier.VETTED, 1)
+    assert (reputation.since, reputation.caught_at) == (DEVICE.trust.since, DEVICE.trust.caught)
+    (history,) = reputation.histories.values()
+    assert (history.confirmed, history.refuted, history.suspicion) == (1100.25, 2.0, 9.21)
+    assert (history.consecutive, history.at) == (17.0, NOW.timestamp())
+
+
+def test_a_fingerprint_that_is_too_long_for_the_schema_is_left_out() -> None:
+    hostile = replace(HISTORY, fingerprint="x" * 10_000)
+    many = tuple(replace(HISTORY, fingerprint=f"engine {n}") for n in range(20))
+    view = replace(DEVICE, trust=replace(DEVICE.trust, histories=(hostile, *many)))
+    status = edge_node_status(view, None, NOW)
+    assert [entry["fingerprint"] for entry in status["trust"]["histories"]] == [f"engine {n}" for n in range(8)]
+    assert_kept("edgenodes", status)
+
+
+def test_an_absent_device_is_pardoned_and_distrusted_in_its_status_as_well() -> None:
+    before = edge_node_status(replace(CAUGHT, presence=Presence.LOST), None, NOW)
+    after = absent_trust_status(before, "", LATER)
+    trusted = next(c for c in after["conditions"] if c["type"] == "Trusted")
+    assert (trusted["status"], trusted["lastTransitionTime"]) == ("Unknown", "2026-11-23T12:05:00Z")
+    assert "distrusted" not in after["trust"]
+    assert "taintedNodeUID" not in after["trust"]
+    assert after["trust"]["timesCaught"] == 1
+    again = absent_trust_status(after, "its Node was tainted by an administrator", LATER)
+    assert next(c for c in again["conditions"] if c["type"] == "Trusted")["status"] == "False"
+    for status in (after, again):
+        assert len(status["conditions"]) == 3
+        assert_kept("edgenodes", status)
+
+
+@pytest.mark.parametrize("reason", ["NoVerifier", "BudgetExhausted"])
+def test_a_job_that_needs_somebody_is_stalled(reason: str) -> None:
+    status = job_status(replace(RUNNING, obstacle=Explanation(reason, "because")), None, 1, NOW)
+    said = {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
+    assert said["Stalled"] == ("True", reason)
+    assert said["Reconciling"] == ("False", reason)
+    assert said["Progressing"] == ("False", reason)
+    assert_kept("inferencejobs", status)
+
+
+def test_a_job_of_which_only_checks_are_left_is_reconciling() -> None:
+    status = job_status(VIEWS["verifying"], None, 1, NOW)
+    said = {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
+    assert said["Progressing"] == said["Reconciling"] == ("True", "Verifying")
+    assert said["Stalled"][0] == said["Complete"][0] == "False"

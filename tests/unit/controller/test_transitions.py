@@ -2,8 +2,9 @@
 
 import pytest
 
-from pocketgrid.controller.transitions import transitions
+from pocketgrid.controller.transitions import accusation, device_transitions, transitions
 from pocketgrid.controller.ttl import expires_at
+from pocketgrid.model.ids import DeviceName
 
 
 def status(**conditions: str) -> dict:
@@ -73,3 +74,26 @@ END_S = 1_795_435_200.0
 )
 def test_time_to_live_counts_from_what_the_object_says(done: dict, ttl: int | None, expected: float | None) -> None:
     assert expires_at(done, ttl) == expected
+
+
+def trusted(status: str, message: str = "because") -> dict:
+    return {"conditions": [{"type": "Trusted", "status": status, "reason": "R", "message": message}]}
+
+
+def test_a_device_that_is_caught_and_one_that_is_pardoned_are_told_of_once() -> None:
+    caught = list(device_transitions(trusted("True"), trusted("False", "wrong on an item")))
+    assert [(t.reason, t.message, t.warning) for t in caught] == [("Distrusted", "wrong on an item", True)]
+    assert [t.reason for t in device_transitions({}, trusted("False"))] == ["Distrusted"]
+    assert [(t.reason, t.warning) for t in device_transitions(trusted("False"), trusted("Unknown"))] == [
+        ("Pardoned", False)
+    ]
+    for old, new in (("False", "False"), ("Unknown", "True"), ("True", "True")):
+        assert list(device_transitions(trusted(old), trusted(new, "other"))) == []
+
+
+def test_a_job_names_who_it_found_out_within_a_bound() -> None:
+    turn = accusation({DeviceName("phone-1"): 17})
+    assert (turn.reason, turn.warning) == ("DeviceDistrusted", True)
+    assert turn.message == "no longer believed: phone-1 (17 shards taken back)"
+    many = accusation({DeviceName(f"phone-{n:03}"): n for n in range(100)})
+    assert "phone-007 (7 shards taken back) and 92 more" in many.message

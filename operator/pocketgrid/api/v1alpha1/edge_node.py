@@ -136,8 +136,10 @@ class Speed(ApiModel):
 
 
 class TrustHistory(ApiModel):
-    """What the device has proved under one inference engine, numerics class and model. With another it is a stranger
-    again. Older items count less: half as much after ten days."""
+    """What the device has proved under one inference engine, numerics class and model.
+
+    With another it is a stranger again. Older items count less: half as much after ten days.
+    """
 
     fingerprint: Annotated[str, Field(min_length=1, max_length=MAX_FINGERPRINT)]
     """Engine, numerics class and the beginning of the model's SHA-256."""
@@ -159,8 +161,10 @@ class TrustHistory(ApiModel):
 
 
 class Trust(ApiModel):
-    """What the device's results have proved to be, over all jobs. A restarted operator reads it back. The device itself
-    cannot write it."""
+    """What the device's results have proved to be, over all jobs.
+
+    A restarted operator reads it back. The device itself cannot write it.
+    """
 
     verified_items: Count64
     """Items of the device that others computed again and confirmed; older ones count less, see `histories`."""
