@@ -16,6 +16,7 @@ from pocketgrid.model.tensors import TensorData, TensorSpec
 from pocketgrid.storage.logentries import Worker
 from pocketgrid.storage.results import Check, ResultStore, Settled, ShardCommit, StoreLimits, verify_output
 from pocketgrid.storage.results.manifest import read_manifest
+from pocketgrid.storage.results.staging import Staging
 from tests.unit.storage_write.result_builders import a_job, a_result, no_keys, tensor
 
 ITEMS, PER_SHARD, SHARDS = 14, 3, 5  # three parts of two, two and one shards; the last shard has two rows
@@ -210,6 +211,22 @@ def test_the_manifest_says_that_it_is_verified_and_what_it_cost(tmp_path: Path) 
     path.write_text(path.read_text().replace('"cost": 1', '"cost": 1.5'))
     with pytest.raises(StoreError, match="cost is no whole number"):
         read_manifest(str(tmp_path / "out"))
+
+
+def test_a_judgement_that_is_durable_is_told_so_even_if_tidying_up_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be tried again, and its checks paid again."""
+    store = opened(tmp_path / "out")
+    store.commit([by("ada", 0)])
+
+    def failing(self: Staging, live: object) -> None:
+        raise StoreError("the folder cannot be listed")
+
+    monkeypatch.setattr(Staging, "sweep", failing)
+    assert store.settle(reopened=shards(0), checks=[Check(worker("bo"), agreed=4)]).reopened == (0,)
+    assert store.pay.earned_micro == 4 * 7
+    store.close()
 
 
 def test_a_changed_price_is_another_worker(tmp_path: Path) -> None:

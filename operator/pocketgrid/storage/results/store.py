@@ -11,6 +11,7 @@ block on the disk, so that thread is not the event loop's.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -331,7 +332,10 @@ class ResultStore:
         settled, entries = judge(state, verified, reopened, checks)
         if entries:
             self._log.append(entries)
-            self._staging.sweep(state.references)
+        if settled.reopened:
+            # It is done, and trying it again would pay the checks again; the next sweep finds what this one could not.
+            with contextlib.suppress(StoreError):
+                self._staging.sweep(state.references)
         return settled
 
     def read_staged(self, shard: ShardIndex) -> StagedResult | None:
