@@ -238,7 +238,7 @@ class Agent:
                 providers=engine.providers,
                 model_name=facts.model_name,
                 agent_version=__version__,
-                engine=engine.description,
+                engine=_engine_text(engine.description, settings.graph_optimization),
                 opset=engine.opset,
             ),
             slots=settings.slots,
@@ -472,6 +472,11 @@ class Agent:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _engine_text(description: str, graph_optimization: str) -> str:
+    """With how far it rewrites models, where that is not as usual: the last digits of results depend on it."""
+    return description if graph_optimization == "all" else f"{description} graph={graph_optimization}"
 
 
 def _state_of(outcome: ev.Ready | ev.NotReady | None) -> str:

@@ -43,6 +43,14 @@ _TRAVELLING_DTYPES = frozenset(np.dtype(name) for name in _DTYPE_OF_ONNX.values(
 _MEMORY_COMPLAINTS = ("failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
 
+GRAPH_OPTIMIZATIONS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "off": "ORT_DISABLE_ALL",
+}
+
+
 class LoadError(PocketGridError):
     """The engine cannot load a model; `reason` is CamelCase."""
 
@@ -106,14 +114,16 @@ class OnnxRuntime:
     Args:
         threads: that one run may use.
         spin: whether idle engine threads spin for a while, which is faster and drains batteries.
+        graph_optimization: a key of `GRAPH_OPTIMIZATIONS`.
     """
 
-    def __init__(self, *, threads: int, spin: bool) -> None:
+    def __init__(self, *, threads: int, spin: bool, graph_optimization: str = "all") -> None:
         import onnxruntime
 
         self._ort = onnxruntime
         self._threads = threads
         self._spin = spin
+        self._optimization = getattr(onnxruntime.GraphOptimizationLevel, GRAPH_OPTIMIZATIONS[graph_optimization])
         self.description = f"onnxruntime {onnxruntime.__version__}"
         self.providers: tuple[str, ...] = tuple(onnxruntime.get_available_providers())
         self.opset = _newest_opset(onnxruntime)
@@ -123,6 +133,7 @@ class OnnxRuntime:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
+        options.graph_optimization_level = self._optimization
         options.log_severity_level = 3  # what matters comes back as an error
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._spin else "0")
         try:

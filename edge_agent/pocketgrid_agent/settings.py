@@ -69,6 +69,7 @@ class Settings:
         threads: of the engine, over all slots.
         slots: shards computed at the same time.
         micro_batch: items per run; 0 measures.
+        graph_optimization: how far the engine rewrites models: all, extended, basic or off.
         preload: load the engine at the start, not with the first work order.
         drain_s: how long an orderly end may take.
         policy: when to work.
@@ -91,6 +92,7 @@ class Settings:
     threads: int
     slots: int
     micro_batch: int
+    graph_optimization: str
     preload: bool
     drain_s: float
     policy: Policy
@@ -196,6 +198,10 @@ def _add_resources(group: argparse._ArgumentGroup, environment: Mapping[str, str
     group.add_argument("--slots", type=positive, default=1, metavar="N", help="shards at a time; default 1")
     group.add_argument("--micro-batch", type=positive, default=0, metavar="N", help="default: measured")
     group.add_argument(
+        "--graph-optimization", choices=("all", "extended", "basic", "off"), default="all",
+        help="how far the engine rewrites models: less is slower, and the way round a fault of its optimiser",
+    )  # fmt: skip
+    group.add_argument(
         "--preload", action="store_true", help="load the engine at the start (30 MB), not with the first work order"
     )
 
@@ -231,6 +237,7 @@ def settings_from(arguments: argparse.Namespace, environment: Mapping[str, str],
         threads=threads,
         slots=slots,
         micro_batch=arguments.micro_batch,
+        graph_optimization=arguments.graph_optimization,
         preload=arguments.preload,
         drain_s=arguments.drain_s,
         policy=profile.policy,

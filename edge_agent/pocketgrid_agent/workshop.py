@@ -31,7 +31,11 @@ class Workshop:
     """
 
     def __init__(self, settings: Settings, cache: ModelCache, link: Link, wake: Callable[[], None]) -> None:
-        engine = OnnxRuntime(threads=max(1, settings.threads // settings.slots), spin=not settings.facts.has_battery)
+        engine = OnnxRuntime(
+            threads=max(1, settings.threads // settings.slots),
+            spin=not settings.facts.has_battery,
+            graph_optimization=settings.graph_optimization,
+        )
         self.facts = EngineFacts(engine.description, engine.providers, engine.opset)
         self.pool = ComputePool(settings.slots, wake)
         self.models = Preparation(

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -123,6 +124,53 @@ def run(
 
 
 @app.command()
+def calibrate(
+    manifest: Annotated[Path, typer.Argument(help="YAML with one InferenceJob: its model, and some hundred items.")],
+    name: Annotated[str, typer.Option(help="Of the ToleranceProfile.")] = "",
+    output: Annotated[
+        Path | None, typer.Option(help="File for the ToleranceProfile. Default: standard output.")
+    ] = None,
+    agents: Annotated[int, typer.Option(min=1, help="How many agents to start on this machine.")] = 1,
+    devices: Annotated[int, typer.Option(min=0, help="How many devices join from elsewhere.")] = 1,
+    gateway_address: Annotated[str, typer.Option(help="Where these connect, HOST:PORT.")] = "127.0.0.1:0",
+    wait: Annotated[float, typer.Option(min=1.0, help="Seconds for all to join, and for each to compute.")] = 600.0,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Certificates and cached models. Default: the user's state folder.")
+    ] = None,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Measure how far results of different kinds of devices lie apart, and write a ToleranceProfile."""
+    configure_logs(log_level)
+    import tempfile
+
+    import yaml
+
+    from pocketgrid.api.convert import build_tolerance_profile
+    from pocketgrid.local.agents import LocalAgents
+    from pocketgrid.local.calibrate import Wanted
+    from pocketgrid.local.calibrate import calibrate as measure
+    from pocketgrid.local.run import read_plan
+
+    clock = SystemClock()
+    plan = read_plan(manifest, clock.wall())
+    host, port = _host_and_port(gateway_address)
+    settings = Settings(
+        state_dir=(state_dir or _default_state_dir()) / "calibrate",
+        gateway=GatewaySettings(host=host, port=port, server_names=tuple(dict.fromkeys((host, "localhost")))),
+    )
+    pool = LocalAgents(count=agents, threads=1, folder=settings.state_dir / "agents", log_level=log_level)
+    with tempfile.TemporaryDirectory(prefix="pocketgrid-calibrate-") as scratch:
+        work = measure(plan, pool, Wanted(devices, wait), settings, clock, Path(scratch), _complain)
+        profile = _run_until_signalled(work)
+    measured = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    text = yaml.safe_dump(build_tolerance_profile(profile, name or plan.jobs[0].name, measured), sort_keys=False)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+@app.command()
 def operator(
     gateway_address: Annotated[
         str, typer.Option(help="Where devices connect, HOST:PORT.", envvar="POCKETGRID_GATEWAY_ADDRESS")
@@ -167,13 +215,11 @@ def operator(
     configure_logs(log_level)
     from pocketgrid.service import Cluster, serve
 
-    host, _, port = gateway_address.rpartition(":")
-    if not host or not port.isdigit():
-        raise InvalidSpecError("InvalidAddress", f"{gateway_address!r} is not HOST:PORT", field="--gateway-address")
+    host, port = _host_and_port(gateway_address)
     gateway = GatewaySettings(
         host=host,
-        port=int(port),
-        enrolment_port=(int(port) and int(port) + 1) if enrolment_port is None else enrolment_port,
+        port=port,
+        enrolment_port=(port and port + 1) if enrolment_port is None else enrolment_port,
         advertised_address=advertised_address,
         advertised_enrolment_address=advertised_enrolment_address,
         server_names=tuple(dict.fromkeys((*(server_name or ()), host, "localhost"))),
@@ -233,6 +279,13 @@ def verify_results(
             )
     if not result.intact:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InvalidSpecError("InvalidAddress", f"{address!r} is not HOST:PORT", field="--gateway-address")
+    return host, int(port)
 
 
 def _run_until_signalled(work: Coroutine[Any, Any, T]) -> T:

@@ -111,5 +111,5 @@ def test_what_an_agent_can_do_is_read_and_what_it_says_beyond_is_passed_over() -
     hello = pb.Hello(device_name="phone", boot_id="b", facts=pb.DeviceFacts(kind="phone"), features=codec.FEATURES)
     hello.features.append(4711)
     identity, _ = read_hello(hello)
-    assert identity.features == frozenset({AgentFeature.AFFINE_INPUTS})
+    assert identity.features == frozenset(AgentFeature)
     assert read_hello(pb.Hello(device_name="old"))[0].features == frozenset()
