@@ -10,7 +10,7 @@ import pytest
 
 from hack.bench.load.crowd import Crowd
 
-DEVICES = 400
+DEVICES = 500
 DEADLINE_S = 50.0
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import fsspec
@@ -23,6 +26,7 @@ from pocketgrid.storage.encoding import open_encoder
 from pocketgrid.storage.places.patterns import Pattern, split_pattern
 
 T, J, P, A, C = InputFormat.TEXT, InputFormat.JSONL, InputFormat.PARQUET, InputFormat.NPY, InputFormat.CSV
+NOBODY = 65534
 X = ModelSignature((TensorSpec("X", "float32", ("N",)),), (), 17, 9)
 
 
@@ -131,14 +135,30 @@ def test_what_is_no_file_is_left_out_of_a_folder(tree: Path) -> None:
     assert texts(f"{tree}/sub/") == ["sub/c.txt", "sub/deep/d.txt"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_cannot_be_listed_is_refused(tree: Path) -> None:
-    (tree / "sub").chmod(0)
+@contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """For root, who may read everything, with the rights of somebody who owns nothing."""
+    folder.chmod(0o755)
+    effective = os.geteuid()
+    os.seteuid(NOBODY if effective == 0 else effective)
     try:
-        with pytest.raises(InvalidSpecError, match="Permission denied"):
-            texts(f"{tree}/")
+        yield
     finally:
-        (tree / "sub").chmod(0o755)
+        os.seteuid(effective)
+
+
+@pytest.mark.parametrize(("forbidden", "named"), [("sub", "sub"), ("sub/c.txt", "c.txt")])
+def test_a_folder_or_file_that_may_not_be_read_is_refused_by_name(forbidden: str, named: str) -> None:
+    # Below pytest's own folder nobody but its owner may go.
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "sub").mkdir()
+        (Path(folder) / "sub/c.txt").write_text("c\n")
+        (Path(folder) / forbidden).chmod(0)
+        with as_nobody(Path(folder)), pytest.raises(InvalidSpecError, match="Permission denied") as refusal:
+            texts(f"{folder}/")
+        (Path(folder) / forbidden).chmod(0o755)
+    assert named in str(refusal.value)
+    assert refusal.value.field == "spec.input.uri"
 
 
 def test_a_file_among_others_that_cannot_be_read_is_refused_by_name(tree: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -67,7 +68,7 @@ class LocalStore:
         count = 0
         while folders:
             below = folders.pop()
-            with os.scandir(root + below) as entries:
+            with _scan(root, below) as entries:
                 for entry in entries:
                     relative = below + entry.name
                     if entry.is_dir(follow_symlinks=False):
@@ -130,6 +131,16 @@ class LocalStore:
                 return next(entries, None) is not None
         except OSError:
             return False
+
+
+def _scan(root: str, below: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+    try:
+        return os.scandir(root + below)
+    except OSError as error:
+        if not below:
+            raise
+        # Whoever wrote the root cannot guess which of the folders in it is meant.
+        raise StoreError(f"cannot read {root}{below}: {error.strerror}") from error
 
 
 def _facts_of(entry: os.DirEntry[str], relative: str) -> Found | None:
