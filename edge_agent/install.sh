@@ -13,10 +13,10 @@ Makes this machine a device of a PocketGrid: installs the packages of the distri
 compiled here, then the agent into a virtual environment of its own, then what starts it with the machine. Run it again
 to update, or with other options to change the settings.
 
-  --gateway HOST:PORT       whom to dial
-  --ca-file FILE            certificates to trust; a copy is kept
-  --join-secret-file FILE   its first line is the join secret; a copy is kept, readable by the agent alone
-  --owner NAME              who is responsible for the device
+  --join HOST:PORT          become a device of the grid there; with the next two, from the join command
+  --token TOKEN             or --token-file FILE, its first line is the token; it is not kept
+  --ca-sha256 HEX           of the grid's authority
+  --name NAME               of the device; default: made from the host name
   --profile NAME            phone, laptop, stationary or custom; default: what suits the machine
   --wheel FILE              install this wheel instead of asking the package index
   --offline                 use no network: no packages of the distribution, no dependencies, no package index
@@ -67,18 +67,19 @@ as_root() {
     fi
 }
 
-gateway='' ca_file='' secret_file='' owner='' profile='' wheel=''
+join='' token='' token_file='' ca_sha256='' name='' profile='' wheel=''
 offline=no scope='' service=yes uninstall=no purge=no dry=no
 
 while [ $# -gt 0 ]; do
     case $1 in
-        --gateway | --ca-file | --join-secret-file | --owner | --profile | --wheel)
+        --join | --token | --token-file | --ca-sha256 | --name | --profile | --wheel)
             [ $# -ge 2 ] || fail "$1 needs a value"
             case $1 in
-                --gateway) gateway=$2 ;;
-                --ca-file) ca_file=$2 ;;
-                --join-secret-file) secret_file=$2 ;;
-                --owner) owner=$2 ;;
+                --join) join=$2 ;;
+                --token) token=$2 ;;
+                --token-file) token_file=$2 ;;
+                --ca-sha256) ca_sha256=$2 ;;
+                --name) name=$2 ;;
                 --profile) profile=$2 ;;
                 --wheel) wheel=$2 ;;
             esac
@@ -100,14 +101,17 @@ while [ $# -gt 0 ]; do
     shift
 done
 
-case $gateway in
+case $join in
     '' | *:[0-9]*) ;;
-    *) fail "--gateway $gateway: say HOST:PORT" ;;
+    *) fail "--join $join: say HOST:PORT" ;;
 esac
-case $gateway$owner$profile in
+if [ -n "$join" ] && { [ -z "$ca_sha256" ] || [ -z "$token$token_file" ]; }; then
+    fail "--join needs --token (or --token-file) and --ca-sha256, which are in the join command"
+fi
+case $profile in
     *[\"\\]*) fail "values cannot hold quotes or backslashes" ;;
 esac
-for file in "$ca_file" "$secret_file" "$wheel"; do
+for file in "$token_file" "$wheel"; do
     [ -z "$file" ] || [ -r "$file" ] || fail "cannot read $file"
 done
 
@@ -171,7 +175,7 @@ packages() {
         return
     elif [ "$termux" = yes ]; then
         # What Termux builds for Android; pip would try to compile it on the phone, for hours, and fail.
-        run pkg install -y python python-numpy python-onnxruntime python-grpcio termux-tools
+        run pkg install -y python python-numpy python-onnxruntime python-grpcio python-cryptography termux-tools
     elif command -v apt-get >/dev/null 2>&1; then
         if python3 -c 'import ensurepip, venv' 2>/dev/null; then
             say "python3 and python3-venv are there"
@@ -216,33 +220,30 @@ environment() {
 
 settings() {
     run mkdir -p "$config"
-    if [ -n "$ca_file" ]; then write "$config/ca.pem" 644 <"$ca_file"; fi
-    if [ -n "$secret_file" ]; then write "$config/join-secret" 600 <"$secret_file"; fi
     file=$config/config.toml
-    if [ -e "$file" ] && [ -z "$gateway$owner$profile$ca_file$secret_file" ]; then
+    if [ -e "$file" ] && [ -z "$profile" ]; then
         say "$file is kept as it is"
         return
     fi
-    # What is not said anew stays as it was.
-    for key in gateway owner profile; do
-        eval "value=\$$key"
-        if [ -z "$value" ] && [ -e "$file" ]; then
-            value=$(sed -n "s/^$key = \"\\(.*\\)\"\$/\\1/p" "$file" | head -n 1)
-            eval "$key=\$value"
-        fi
-    done
     {
         say "# Settings of the PocketGrid agent: every option of \`pocketgrid-agent --help\`, without the dashes."
-        [ -z "$gateway" ] || say "gateway = \"$gateway\""
-        if [ -n "$ca_file" ] || [ -e "$config/ca.pem" ]; then say "ca-file = \"${config#"${root:-}"}/ca.pem\""; fi
-        if [ "$scope" != system ] && { [ -n "$secret_file" ] || [ -e "$config/join-secret" ]; }; then
-            say "join-secret-file = \"$config/join-secret\""
-        fi
-        [ -z "$owner" ] || say "owner = \"$owner\""
         [ -z "$profile" ] || say "profile = \"$profile\""
-        if [ -e "$file" ]; then grep -Ev '^(#|gateway = |ca-file = |join-secret-file = |owner = |profile = )' "$file" || true; fi
+        if [ -e "$file" ]; then grep -Ev '^(#|profile = )' "$file" || true; fi
     } | write "$file" 644
 }
+
+# The key is made here, by the agent, and stays in its state folder. systemd hands that folder to the service's own user.
+join_grid() {
+    [ -n "$join" ] || return 0
+    set -- "$agent" join "$join" --ca-sha256 "$ca_sha256" --state-dir "$state"
+    [ -z "$token_file" ] || set -- "$@" --token-file "$token_file"
+    [ -z "$name" ] || set -- "$@" --name "$name"
+    # Other users may see what a command is given, but not its environment.
+    if [ -n "$token" ]; then export POCKETGRID_JOIN_TOKEN="$token"; fi
+    run "$@"
+}
+
+joined() { [ "$dry" = yes ] || [ -e "$state/credentials.json" ]; }
 
 unit_text() {
     bin=${agent#"${root:-}"} etc=${config#"${root:-}"}
@@ -257,8 +258,7 @@ After=network-online.target
 UNIT
     if [ "$scope" = system ]; then
         cat <<UNIT
-ExecStart=$bin run --config $etc/config.toml --join-secret-file %d/join-secret --state-dir /var/lib/$NAME --cache-dir /var/cache/$NAME
-LoadCredential=join-secret:$etc/join-secret
+ExecStart=$bin run --config $etc/config.toml --state-dir /var/lib/$NAME --cache-dir /var/cache/$NAME
 DynamicUser=yes
 StateDirectory=$NAME
 CacheDirectory=$NAME
@@ -314,8 +314,8 @@ BOOT
 }
 
 start() {
-    if [ "$scope" = system ] && [ "$service" = yes ] && [ "$dry" = no ] && [ ! -e "$config/join-secret" ]; then
-        fail "the service needs --join-secret-file once"
+    if ! joined; then
+        say "this device has not joined a grid yet; run this again with what the join command says: --join HOST:PORT ..."
     fi
     if [ "$service" = no ]; then
         say "start it with: $agent run --config $config/config.toml"
@@ -327,7 +327,7 @@ start() {
         if services; then
             manage daemon-reload
             manage enable "$NAME.service"
-            manage restart "$NAME.service"
+            if joined; then manage restart "$NAME.service"; fi
             if [ "$scope" = user ]; then
                 run loginctl enable-linger 2>/dev/null || say "run \`sudo loginctl enable-linger $(id -un)\`, or it stops when you log out"
             fi
@@ -344,6 +344,7 @@ fi
 packages
 environment
 settings
+join_grid
 start
 if [ "$dry" = no ]; then
     say "installed: $("$agent" --version); to look for trouble: $agent doctor --config $config/config.toml"

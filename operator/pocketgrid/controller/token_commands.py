@@ -160,7 +160,7 @@ def _row(token: JoinToken, now: float) -> dict[str, str | int]:
 def _duration(text: str) -> float:
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise InvalidSpecError("InvalidTTL", f"{text!r} is no duration such as 30m, 24h or 7d", field="ttl")
+        raise InvalidSpecError("InvalidToken", f"{text!r} is no duration such as 30m, 24h or 7d", field="ttl")
     return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -168,4 +168,4 @@ def _tier(text: str) -> TrustTier:
     try:
         return TrustTier[text.upper()]
     except KeyError:
-        raise InvalidSpecError("InvalidTier", f"{text!r} is none of Public, Vetted, Owned", field="tier") from None
+        raise InvalidSpecError("InvalidToken", f"{text!r} is none of Public, Vetted, Owned", field="tier") from None

@@ -127,15 +127,15 @@ def make_token(
     """
     if not _OWNER.fullmatch(owner):
         message = f"{owner!r} cannot be a label's value: at most 63 letters, digits, '-', '_' and '.'"
-        raise InvalidSpecError("InvalidOwner", message, field="owner")
+        raise InvalidSpecError("InvalidToken", message, field="owner")
     if hardware_class and not _CLASS.fullmatch(hardware_class):
-        raise InvalidSpecError("InvalidClass", f"{hardware_class!r} is no name of a HardwareClass", field="class")
+        raise InvalidSpecError("InvalidToken", f"{hardware_class!r} is no name of a HardwareClass", field="class")
     if node_name and node_name != ANY_NODE and not _NAME.fullmatch(node_name):
-        raise InvalidSpecError("InvalidNode", f"{node_name!r} is no name of a Node", field="node")
+        raise InvalidSpecError("InvalidToken", f"{node_name!r} is no name of a Node", field="node")
     if not 1 <= uses <= MAX_USES:
-        raise InvalidSpecError("InvalidUses", f"{uses} is not between 1 and {MAX_USES}", field="uses")
+        raise InvalidSpecError("InvalidToken", f"{uses} is not between 1 and {MAX_USES}", field="uses")
     if ttl_s <= 0:
-        raise InvalidSpecError("InvalidTTL", "it would expire before anybody can use it", field="ttl")
+        raise InvalidSpecError("InvalidToken", "it would expire before anybody can use it", field="ttl")
     token_id, secret = _letters(6), _letters(16)
     kept = JoinToken(token_id, hash_secret(secret), owner, now + ttl_s, uses, hardware_class, tier, node_name)
     return NewToken(f"{token_id}.{secret}", kept)

@@ -24,7 +24,7 @@ from pocketgrid_agent.credentials import Credentials
 from pocketgrid_agent.engine_facts import EngineError
 from pocketgrid_agent.findings import Finding, Gravity, as_table, failure, note, ok, warning
 from pocketgrid_agent.probe import MachineFacts
-from tests.unit.agent.gateway_peer import Certificates, make_certificates
+from tests.unit.agent.gateway_peer import Certificates, join_by_hand, make_certificates
 from tests.unit.gateway.grid import a_grid
 
 FACTS = MachineFacts("sbc", "arm64", "linux", 4, 4 << 30, (), "", has_battery=False)
@@ -336,6 +336,7 @@ def test_tables_show_remedies_below_their_findings() -> None:
 
 def test_the_command_reports_for_programs_and_ends_with_a_status(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    join_by_hand(make_certificates(), tmp_path, "phone", 1)
     command = [sys.executable, "-m", "pocketgrid_agent", "doctor", "--json", "--gateway", "no-such-host.invalid:7443"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == doctor.SICK, ran.stderr
@@ -343,5 +344,6 @@ def test_the_command_reports_for_programs_and_ends_with_a_status(tmp_path: Path)
     assert report["healthy"] is False
     findings = {f["check"]: f for f in report["findings"]}
     assert findings["engine"]["gravity"] == "ok"
+    assert findings["joined"]["gravity"] == "ok"
     assert findings["dns"]["gravity"] == "failure"
     assert findings["dns"]["remedy"]

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "edge_agent/install.sh"
 DEADLINE_S = 100.0
 
+JOIN = ("--join", "grid:7444", "--token", "s3cret", "--ca-sha256", "ab" * 32)
+
 
 def run(
     *arguments: str, home: Path, status: int = 0, path: str | None = None, **environment: str
@@ -66,10 +68,12 @@ def test_it_can_be_executed_and_explains_itself(tmp_path: Path) -> None:
     ("arguments", "complaint"),
     [
         (("--nonsense",), "no option --nonsense"),
-        (("--gateway",), "--gateway needs a value"),
-        (("--gateway", "no-port"), "HOST:PORT"),
+        (("--join",), "--join needs a value"),
+        (("--join", "no-port"), "HOST:PORT"),
+        (("--join", "grid:7444", "--ca-sha256", "ab"), "--join needs --token"),
+        (("--join", "grid:7444", "--token", "t"), "and --ca-sha256"),
         (("--wheel", "/absent.whl"), "cannot read /absent.whl"),
-        (("--owner", 'a"b'), "cannot hold quotes"),
+        (("--profile", 'a"b'), "cannot hold quotes"),
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_is_done(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
@@ -78,22 +82,25 @@ def test_what_is_wrong_is_named_and_nothing_is_done(tmp_path: Path, arguments: t
 
 
 def test_a_dry_run_does_nothing(tmp_path: Path) -> None:
-    said = run("--dry-run", "--user", "--gateway", "grid:7443", "--owner", "alice", home=tmp_path).stdout
+    said = run("--dry-run", "--user", *JOIN, "--profile", "phone", home=tmp_path).stdout
     assert list(tmp_path.iterdir()) == []
     assert any(c.endswith("pocketgrid[agent]") and "--only-binary :all:" in c for c in commands(said))
     assert f"write {tmp_path}/.config/systemd/user/pocketgrid-agent.service (mode 644)" in commands(said)
-    assert '  | gateway = "grid:7443"' in said
+    assert '  | profile = "phone"' in said
+    (join,) = [c for c in commands(said) if "pocketgrid-agent join " in c]
+    assert join.endswith(f"join grid:7444 --ca-sha256 {'ab' * 32} --state-dir {tmp_path}/.local/state/pocketgrid-agent")
+    assert "s3cret" not in said, "a token is for nobody's eyes"
 
 
 def test_on_termux_packages_come_from_termux_and_nothing_is_compiled(tmp_path: Path) -> None:
     path = tools(tmp_path / "bin", pkg="exit 0", python="exit 0")
     said = run(
-        *("--dry-run", "--gateway", "grid:7443"),
+        *("--dry-run", *JOIN),
         home=tmp_path, path=path, PREFIX="/data/data/com.termux/files/usr",
     )  # fmt: skip
     done = commands(said.stdout)
     install = next(i for i, c in enumerate(done) if c.startswith("pkg install -y"))
-    assert {"python-numpy", "python-onnxruntime", "python-grpcio"} <= set(done[install].split())
+    assert {"python-numpy", "python-onnxruntime", "python-grpcio", "python-cryptography"} <= set(done[install].split())
     pips = [(i, c) for i, c in enumerate(done) if " -m pip install " in c]
     assert all(i > install and "--only-binary :all:" in c for i, c in pips)
     assert pips[-1][1].endswith("--no-deps pocketgrid")
@@ -105,27 +112,17 @@ def test_on_termux_packages_come_from_termux_and_nothing_is_compiled(tmp_path: P
 def test_a_user_installs_updates_and_removes_it_without_a_network(tmp_path: Path, wheel: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    secret, ca = tmp_path / "secret", tmp_path / "ca.pem"
-    secret.write_text("s3cret\n")
-    ca.write_text("certificate\n")
     path = tools(tmp_path / "bin", systemctl="exit 1")
     base = ("--user", "--offline", "--wheel", str(wheel))
-    said = run(
-        *base, "--gateway", "grid:7443", "--owner", "alice", "--profile", "stationary",
-        "--ca-file", str(ca), "--join-secret-file", str(secret), home=home, path=path,
-    ).stdout  # fmt: skip
+    said = run(*base, "--profile", "stationary", home=home, path=path).stdout
+    assert "has not joined a grid yet" in said
     agent = home / ".local/share/pocketgrid-agent/bin/pocketgrid-agent"
     config = home / ".config/pocketgrid-agent"
     assert "installed: pocketgrid-agent " in said
-    assert tomllib.loads((config / "config.toml").read_text()) == {
-        "gateway": "grid:7443",
-        "owner": "alice",
-        "profile": "stationary",
-        "ca-file": str(config / "ca.pem"),
-        "join-secret-file": str(config / "join-secret"),
-    }
-    assert (config / "join-secret").read_text() == "s3cret\n"
-    assert stat.S_IMODE((config / "join-secret").stat().st_mode) == 0o600
+    assert tomllib.loads((config / "config.toml").read_text()) == {"profile": "stationary"}
+    # Nobody answers there, so it has the agent's own words for it, and nothing is left half done.
+    failed = run(*base, *JOIN[:1], "127.0.0.1:1", *JOIN[2:], home=home, path=path, status=1)
+    assert "nobody answers as a gateway at 127.0.0.1:1" in failed.stderr
     unit = home / ".config/systemd/user/pocketgrid-agent.service"
     assert f"ExecStart={agent} run --config {config}/config.toml" in unit.read_text()
     if shutil.which("systemd-analyze"):
@@ -136,15 +133,15 @@ def test_a_user_installs_updates_and_removes_it_without_a_network(tmp_path: Path
     # Again, with one thing changed and one added by hand: the rest stays.
     with (config / "config.toml").open("a") as file:
         file.write("min-battery = 40\n")
-    run(*base, "--gateway", "other:7443", home=home, path=path)
+    run(*base, "--profile", "laptop", home=home, path=path)
     settings = tomllib.loads((config / "config.toml").read_text())
-    assert (settings["gateway"], settings["owner"], settings["min-battery"]) == ("other:7443", "alice", 40)
+    assert (settings["profile"], settings["min-battery"]) == ("laptop", 40)
     before = (config / "config.toml").read_bytes()
     assert "is kept as it is" in run(*base, home=home, path=path).stdout
     assert (config / "config.toml").read_bytes() == before
 
     state = home / ".local/state/pocketgrid-agent"
-    state.mkdir(parents=True)
+    state.mkdir(parents=True, exist_ok=True)
     (state / "device-name").write_text("phone-1\n")
     run("--user", "--uninstall", home=home, path=path)
     assert not agent.exists()
@@ -154,23 +151,19 @@ def test_a_user_installs_updates_and_removes_it_without_a_network(tmp_path: Path
     assert [p for p in home.rglob("*") if p.is_file() and "pocketgrid" in str(p.relative_to(home))] == []
 
 
-def test_the_service_of_a_machine_keeps_the_secret_from_everybody_else(tmp_path: Path, wheel: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("s3cret\n")
+def test_the_service_of_a_machine_is_a_user_of_its_own(tmp_path: Path, wheel: Path) -> None:
     root = tmp_path / "root"
     said = run(
-        *("--dry-run", "--system", "--offline", "--wheel", str(wheel), "--gateway", "grid:7443"),
-        *("--join-secret-file", str(secret)),
+        *("--dry-run", "--system", "--offline", "--wheel", str(wheel), *JOIN),
         home=tmp_path, DESTDIR=str(root),
     ).stdout  # fmt: skip
     assert not root.exists()
     lines = said.splitlines()
     begin = next(i for i, line in enumerate(lines) if line.endswith("pocketgrid-agent.service (mode 644)")) + 1
     text = [line.removeprefix("  | ").removeprefix("  |") for line in lines[begin:] if line.startswith("  |")]
-    assert "LoadCredential=join-secret:/etc/pocketgrid-agent/join-secret" in text
     assert "DynamicUser=yes" in text
-    assert "s3cret" not in "\n".join(text)
-    assert any("etc/pocketgrid-agent/join-secret (mode 600)" in line for line in lines)
+    assert "s3cret" not in said
+    assert any("pocketgrid-agent join grid:7444" in line and f"{root}/var/lib/" in line for line in lines)
     if shutil.which("systemd-analyze"):
         unit = tmp_path / "pocketgrid-agent.service"
         # What it starts is not there in a dry run; something that is takes its place.
