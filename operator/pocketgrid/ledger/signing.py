@@ -71,9 +71,11 @@ def public_key(path: Path) -> Ed25519PublicKey:
     except OSError as error:
         raise store_error("reading", path, error) from error
     except ValueError as error:
-        raise InvalidSpecError("InvalidKey", f"{path} holds no public key: {error}", field="--public-key") from error
+        raise InvalidSpecError(
+            "InvalidSettlementKey", f"{path} holds no public key: {error}", field="--public-key"
+        ) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise InvalidSpecError("InvalidKey", f"{path} holds no {_ALGORITHM} key", field="--public-key")
+        raise InvalidSpecError("InvalidSettlementKey", f"{path} holds no {_ALGORITHM} key", field="--public-key")
     return key
 
 

@@ -16,7 +16,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketgrid.errors import CorruptLogError, InternalError, InvalidSpecError, StoreError
@@ -33,11 +32,9 @@ from pocketgrid.storage.logentries import (
     Plan,
     Sealed,
     Share,
-    Unsealed,
     Worker,
 )
 from pocketgrid.storage.logpay import RunningPay
-from pocketgrid.storage.logstate import LogState
 from pocketgrid.storage.results.columns import Column, derive_columns, layout_of, misfit, unseen, with_layout
 from pocketgrid.storage.results.concluding import build_manifest
 from pocketgrid.storage.results.contract import (
@@ -53,8 +50,8 @@ from pocketgrid.storage.results.contract import (
 from pocketgrid.storage.results.judging import judge, reopening
 from pocketgrid.storage.results.manifest import NAME as MANIFEST_NAME
 from pocketgrid.storage.results.manifest import Manifest, load_manifest
+from pocketgrid.storage.results.missing import missing
 from pocketgrid.storage.results.ownership import PRIVATE, check_ownership, fingerprint
-from pocketgrid.storage.results.parts import errors_name, part_name
 from pocketgrid.storage.results.sealing import (
     KeyColumn,
     PartSource,
@@ -159,7 +156,8 @@ class ResultStore:
             self._columns = with_layout(self._columns, state.layout)
         if state.plan is not None and state.plan.items != self._job.items:
             raise CorruptLogError(f"the log of {self._folder} plans {state.plan.items} items, not {self._job.items}")
-        entries = self._missing(state, notes)
+        entries, missed = missing(state, self._folder, self._job.spec.output.format, self._staging)
+        notes += missed
         if entries:
             self._log.append(entries)
         # Only now: the header is durable and no newer epoch exists, so what we do not need nobody needs.
@@ -176,26 +174,6 @@ class ResultStore:
             verify=state.plan is not None and state.plan.verify,
             verified=IndexSet(state.verified.runs()),
         )
-
-    def _missing(self, state: LogState, notes: list[str]) -> list[Entry]:
-        """What the log believes in but the folder no longer has."""
-        entries: list[Entry] = []
-        for part, sealed in state.sealed.items():
-            name = part_name(part, self._job.spec.output.format)
-            if _size(self._folder / name) != sealed.bytes:
-                entries.append(Unsealed(part))
-                notes.append(f"{name} is missing or was cut; its shards are done again")
-            elif sealed.errors_bytes and _size(self._folder / errors_name(part)) != sealed.errors_bytes:
-                entries.append(Unsealed(part))
-                notes.append(f"{errors_name(part)} is missing or was cut; the shards of its part are done again")
-        sizes = {segment: self._staging.size(segment) for segment in state.references}
-        lost = [
-            c for commits in state.staged.values() for c in commits.values() if c.offset + c.length > sizes[c.staging]
-        ]
-        if lost:
-            entries += [reopening(state, c) for c in lost]
-            notes.append(f"the staged results of {len(lost)} shards are gone; they are done again")
-        return entries
 
     # ---- writing ----
 
@@ -492,10 +470,3 @@ class ResultStore:
             if held is not None:
                 held.close()
         self._lock.release()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1
