@@ -31,13 +31,13 @@ class AgentPlan:
     """One device of the demo.
 
     Attributes:
-        module: what to run, and what comes before the agent's own options.
+        program: what Python is to run, and what comes before the agent's own options.
     """
 
     name: str
     kind: str
     owner: str
-    module: tuple[str, ...] = ("pocketgrid_agent",)
+    program: tuple[str, ...] = ("-m", "pocketgrid_agent")
 
 
 AGENTS = (
@@ -67,7 +67,7 @@ class World:
         self.operator = self._child(
             "operator",
             [
-                "pocketgrid", "operator",
+                "-m", "pocketgrid", "operator",
                 "--kubeconfig", str(control_plane.kubeconfig), *extra,
                 "--namespace", SYSTEM_NAMESPACE,
                 "--gateway-address", f"127.0.0.1:{self._port}", "--enrolment-port", "0",
@@ -127,7 +127,7 @@ class World:
         return self._child(
             plan.name,
             [
-                *plan.module,
+                *plan.program,
                 *invitation,
                 "--name", plan.name, "--kind", plan.kind,
                 "--threads", "1",
@@ -137,10 +137,10 @@ class World:
             AGENT_STOP_S,
         )  # fmt: skip
 
-    def _child(self, name: str, module: list[str], stop_deadline_s: float) -> Child:
+    def _child(self, name: str, program: list[str], stop_deadline_s: float) -> Child:
         return Child(
             name,
-            [sys.executable, "-m", *module],
+            [sys.executable, *program],
             log=self._logs / f"{name}.log",
             folder=self._folder,
             stop_deadline_s=stop_deadline_s,

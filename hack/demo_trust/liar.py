@@ -1,4 +1,4 @@
-"""An agent whose owner cheats: `python -m hack.demo_trust.liar FILE [options of pocketgrid-agent]`.
+"""An agent whose owner cheats: `python hack/demo_trust/liar.py FILE [options of pocketgrid-agent]`.
 
 It is the agent as it is shipped, over an engine that answers wrongly as soon as FILE exists. To the grid nothing tells
 it from an honest one but its answers: it measures itself, joins, and delivers as fast as others.

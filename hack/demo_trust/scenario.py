@@ -23,6 +23,8 @@ from hack.demo.world import AgentPlan, DemoError, World
 TURN_AT = 0.3
 """Share of the rows done at which the second liar may begin, if it has earned trust by then."""
 
+LIAR = Path(__file__).with_name("liar.py")
+
 SHARDING = """\
   sharding:
     itemsPerShard: 10
@@ -69,7 +71,7 @@ def line_up(folder: Path) -> tuple[AgentPlan, ...]:
     """Six devices of six owners; `liar-...` are over an engine that lies once their file in `folder` exists."""
     honest = [AgentPlan(f"phone-{owner}", "phone", owner) for owner in ("alice", "bob", "carol", "dave")]
     liars = [
-        AgentPlan(f"liar-{owner}", "phone", owner, ("hack.demo_trust.liar", str(folder / f"liar-{owner}.lies")))
+        AgentPlan(f"liar-{owner}", "phone", owner, (str(LIAR), str(folder / f"liar-{owner}.lies")))
         for owner in ("mallory", "trudy")
     ]
     return (*honest, *liars)
@@ -87,7 +89,7 @@ def run_demo(control_plane: ControlPlane, rows: int, folder: Path, console: Cons
     data, output = folder / "glosses.jsonl", folder / "embeddings"
     data.write_text("".join(json.dumps({"synset": k, "gloss": t}) + "\n" for k, t in texts.items()))
     plans = line_up(folder)
-    liars = [plan.name for plan in plans if plan.module[0] != "pocketgrid_agent"]
+    liars = [plan.name for plan in plans if plan.program[0] == str(LIAR)]
     world = World(control_plane, folder, plans)
     try:
         console.print("[bold]Starting the operator and six phones of six owners; two are liars")

@@ -90,10 +90,16 @@ def address_of(peer: str) -> str:
 
 
 def network_of(peer: str) -> str:
-    """The network a peer dials from: IPv4 /24, IPv6 /48; empty if it cannot be told."""
+    """The network a peer dials from: IPv4 /24, IPv6 /48; empty if it cannot be told.
+
+    Nor can it be told of private addresses and this machine's own: those of one site, or all that come through one
+    proxy, have such in common without having anything else in common.
+    """
     found = address_of(peer).partition("/")[0]
     try:
         address = ipaddress.ip_address(found)
     except ValueError:
+        return ""
+    if not address.is_global:
         return ""
     return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))
