@@ -82,7 +82,7 @@ async def test_a_device_without_kubelet_gets_node_lease_and_edge_node(operator: 
         lambda: world.get(EDGE_NODES, phone.name),
         lambda e: has_condition(e, "NodeBound", "True") and "bootID" in e["status"],
     )
-    assert edge["spec"] == {"owner": world.mark, "tier": "Public"}
+    assert edge["spec"] == {"owner": world.mark, "tier": "Public", "revoked": False}
     assert edge["status"]["presence"] == "Connected"
     assert has_condition(edge, "Ready", "True/Attached")
 

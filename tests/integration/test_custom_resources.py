@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from hack.controlplane import ControlPlane, ControlPlaneError
-from pocketgrid.controller.status import edge_node_status, hardware_class_status, job_status
+from pocketgrid.controller.device_status import edge_node_status
+from pocketgrid.controller.status import hardware_class_status, job_status
 from pocketgrid.model.view import Explanation
 from tests.unit.api.manifests import (
     GONE,
@@ -257,8 +258,19 @@ def test_the_columns_of_a_device_and_a_class(kubectl: Kubectl) -> None:
     test_nothing_of_a_devices_status_is_pruned(kubectl)
     test_nothing_of_a_classs_status_is_pruned(kubectl)
     header, row = kubectl("get", "en", EDGE_NODE["metadata"]["name"]).splitlines()
-    assert header.split() == ["NAME", "READY", "PAUSED", "WHY", "KIND", "OWNER", "CLASSES", "LEASED", "DONE", "AGE"]
-    assert row.split()[:-1] == ["crd-test-pixel", "True", "False", "WorkAllowed", "phone", "lab", "phones", "3", "1200"]
+    assert dict(zip(header.split(), row.split()[:-1], strict=False)) == {
+        "NAME": "crd-test-pixel",
+        "READY": "True",
+        "PAUSED": "False",
+        "WHY": "WorkAllowed",
+        "TRUSTED": "True",
+        "KIND": "phone",
+        "OWNER": "lab",
+        "CLASSES": "phones",
+        "LEASED": "3",
+        "DONE": "1200",
+    }
+    assert header.split()[-1] == "AGE"
     header, row = kubectl("get", "hwc", HARDWARE_CLASS["metadata"]["name"]).splitlines()
     assert header.split() == ["NAME", "READY", "NODES", "READYNODES", "AGE"]
     assert row.split()[:-1] == ["phones", "True", "3", "2"]

@@ -335,13 +335,16 @@ def _job(record: JobRecord) -> Subject:
 
 
 def turned(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a condition or the presence differs, which is worth writing at once."""
+    """Whether a condition, the presence or whether a device is trusted differs, which is worth writing at once."""
     return _gist(old) != _gist(new)
 
 
 def _gist(status: Mapping[str, Any]) -> tuple[Any, ...]:
     conditions = sorted((c.get("type"), c.get("status"), c.get("reason")) for c in status.get("conditions") or ())
-    return status.get("presence"), status.get("observedGeneration"), conditions
+    trust = status.get("trust") or {}
+    # What decides after a restart whether the device is pardoned.
+    pardon = trust.get("timesCaught"), trust.get("taintedNodeUID")
+    return status.get("presence"), status.get("observedGeneration"), conditions, pardon
 
 
 def _at_rest(status: Mapping[str, Any]) -> bool:

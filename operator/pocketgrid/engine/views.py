@@ -105,8 +105,8 @@ def _trust(record: DeviceRecord, known: Reputation | None, node: NodeView | None
         for fingerprint, h in known.histories.items()
     )
     return TrustView(
-        verified_items=int(sum(history.confirmed for history in histories)),
-        disagreements=int(sum(history.refuted for history in histories)),
+        verified_items=round(sum(history.confirmed for history in histories)),
+        disagreements=round(sum(history.refuted for history in histories)),
         since=known.since,
         caught=known.caught_at,
         times_caught=known.caught,
