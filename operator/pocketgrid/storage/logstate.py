@@ -153,6 +153,16 @@ class LogState:
         """Who computed it; `UNKNOWN` if the introduction is lost."""
         return commit.by or self.workers.get(commit.worker, UNKNOWN)
 
+    def pay_by_device(self) -> dict[str, tuple[int, int]]:
+        """Micro-units earned and held, by device; all of its workers, whatever their class, engine or price."""
+        sums: dict[str, tuple[int, int]] = {}
+        held, earned = self.pay.amounts()
+        for number in {*held, *earned}:
+            device = self.workers.get(number, UNKNOWN).device
+            known = sums.get(device, (0, 0))
+            sums[device] = (known[0] + earned.get(number, 0), known[1] + held.get(number, 0))
+        return sums
+
     def staged_work(self, part: int) -> dict[Worker, Share]:
         """Who computed the committed shards of an unsealed part; the numbers in the shares are 0."""
         work: dict[Worker, Share] = {}

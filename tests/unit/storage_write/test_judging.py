@@ -233,9 +233,11 @@ def test_a_changed_price_is_another_worker(tmp_path: Path) -> None:
     store = opened(tmp_path / "out")
     store.commit([by("ada", 0), replace(by("ada", 1), price=6)])
     assert store.pay.held_micro == 3 * 5 + 3 * 6
-    store.settle(verified=shards(0, 1))
+    store.settle(verified=shards(0, 1), checks=[Check(worker("bo"), agreed=1)])
+    store.commit([by("ada", 2), by("bo", 3)])
+    assert store.pay_by_device() == {"ada-phone": (3 * 5 + 3 * 6, 3 * 5), "bo-phone": (7, 3 * 7)}
     assert store.seal() == 1
-    assert store.pay.earned_micro == 3 * 5 + 3 * 6
+    assert store.pay.earned_micro == 3 * 5 + 3 * 6 + 7
     store.close()
 
 

@@ -350,6 +350,10 @@ class ResultStore:
         """What is held for the devices and what they have earned; for looking only."""
         return self._log.state.pay
 
+    def pay_by_device(self) -> dict[str, tuple[int, int]]:
+        """Micro-units earned and held, by device; "" is whoever nobody can be named for."""
+        return self._log.state.pay_by_device()
+
     # ---- finishing ----
 
     def seal(self) -> int:
