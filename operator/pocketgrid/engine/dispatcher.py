@@ -12,6 +12,7 @@ from pocketgrid.engine.fleet import DeviceRecord, Order, OrderState
 from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.engine.roster import Roster, names_of
+from pocketgrid.engine.verifier import WITHHELD, Withheld
 from pocketgrid.metering.budgets import Exposure, affordable_rows
 from pocketgrid.model import events as ev
 from pocketgrid.model.ids import DeviceName
@@ -44,7 +45,7 @@ ROUNDS = 8
 next turn."""
 
 Feed = Callable[[JobRun, DeviceRecord, ev.LeaseCut], None]
-NextCheck = Callable[[JobRun, DeviceRecord, bool], int | None]
+NextCheck = Callable[[JobRun, DeviceRecord, bool], int | Withheld | None]
 
 
 class Dispatcher:
@@ -364,8 +365,9 @@ class Dispatcher:
     def _grant(self, record: DeviceRecord, job: JobRun, count: int, now: float) -> bool:
         assert job.machine is not None
         assert job.tokens is not None
-        if self._check(record, job, now, idle=False):
-            return True
+        check = self._check(record, job, now, idle=False)
+        if check is not None:
+            return check
         if record.tier is not TrustTier.OWNED and job.uid not in record.progress_at:
             # How fast it is at this job is only its own word so far. It is asked more than once before it has answered.
             held = len(job.machine.attempts_of(record.name))
@@ -395,13 +397,16 @@ class Dispatcher:
         for name in names_of(columns, columns.idle(job.uid, self._roster.admits(job), now)):
             self._check(self._fleet.devices[name], job, now, idle=True)
 
-    def _check(self, record: DeviceRecord, job: JobRun, now: float, *, idle: bool) -> bool:
+    def _check(self, record: DeviceRecord, job: JobRun, now: float, *, idle: bool) -> bool | None:
+        """Hand a device a check: True if it got one, False if it may not have anything, None if other work will do."""
         if job.verification is None or job.machine is None or job.tokens is None:
-            return False
+            return None
         if not self._affordable(job, record, 1):
             return False
         number = self._next_check(job, record, idle)
         if number is None:
+            return None
+        if number is WITHHELD:
             return False
         cut = job.machine.hand_out_check(record.name, number, now, self._deadline(job, record, 1, now))
         self._seat(job, record)

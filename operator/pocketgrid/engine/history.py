@@ -59,8 +59,13 @@ class History:
         *,
         verified: str | None,
     ) -> None:
-        """A job can be worked on; `committed` is what its log has, `rows` how many are done and how many failed,
-        `verified` what of it is final, None if nothing is verified."""
+        """A job can be worked on.
+
+        Args:
+            committed: shards that its log has.
+            rows: how many are done, and how many of these failed.
+            verified: what of it is final; None if nothing is verified.
+        """
         if self._recorder is not None:
             fields = {"job": job, "epoch": epoch, "items": items, "perShard": per_shard, "committed": committed}
             if verified is not None:
@@ -145,8 +150,8 @@ class History:
         Args:
             seq: None if the token was not genuine.
             verdict: ``accepted``, ``rejected``, ``superseded`` (not looked at), ``failed`` (says the device),
-                ``forged``, ``checked`` (a check's, taken to be compared) or ``given up`` (the shard is committed without
-                a result).
+                ``forged``, ``checked`` (a check's, taken to be compared) or ``given up`` (the shard is committed
+                without a result).
         """
         if self._recorder is not None:
             attempt = attempt_name(seq) if seq is not None else ""

@@ -17,9 +17,15 @@ from pocketgrid.model.trust import Comparator, Witness
 from pocketgrid.trust.comparators import agreement
 from pocketgrid.trust.effects import Caught, Check, Disproved, Effect, Sample
 from pocketgrid.trust.machine import VerificationMachine
+from pocketgrid.trust.probation import Probation
+from pocketgrid.trust.traps import Traps
 
 if TYPE_CHECKING:
     from pocketgrid.storage.logentries import Worker
+
+
+FIRST_TRIAL = 1 << 30
+"""Trials are numbered from here on, checks from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +46,13 @@ class OpenCheck:
     """A check that a device has.
 
     Attributes:
+        trial: it tests a device before its first lease; the machine knows nothing of it.
         sent: the samples that could be read, in the order in which they were sent.
     """
 
     check: Check
     witness: Witness
+    trial: bool = False
     sent: tuple[Sample, ...] = ()
 
 
@@ -53,9 +61,12 @@ class JobVerification:
     """Everything about believing one job's results. Owned by the engine and touched only on its loop.
 
     Attributes:
+        golden: items with answers that are believed, for tests of devices.
+        probation: who has been tested.
         open: by virtual shard.
         kept: answers to samples whose question is open, in the order in which they came.
         look_again: monotonic seconds when a dispute nobody can decide is looked at again.
+        origins: who brought what is provisional.
         unpaid: by shard, how many of its rows agreed in checks, by who computed these.
         taken_back: by device that was found out here, how many shards were taken back from it.
     """
@@ -63,12 +74,34 @@ class JobVerification:
     machine: VerificationMachine
     grid: ShardGrid
     comparator: Comparator
+    golden: Traps
+    probation: Probation
     open: dict[int, OpenCheck] = field(default_factory=dict)
     kept: dict[Sample, list[Answer]] = field(default_factory=dict)
     look_again: float = 0.0
     unpaid: dict[int, dict[Worker, int]] = field(default_factory=dict)
     taken_back: dict[DeviceName, int] = field(default_factory=dict)
+    origins: dict[int, Witness] = field(default_factory=dict)
     _versions: dict[int, int] = field(default_factory=dict)
+    _trials: int = 0
+
+    def number_trial(self) -> int:
+        """A number for a trial that no check of the machine has."""
+        self._trials += 1
+        return FIRST_TRIAL + self._trials
+
+    def became_final(self, shards: Iterable[int]) -> None:
+        """Others may be tested on `shards` from now on."""
+        for shard in shards:
+            origin = self.origins.pop(shard, None)
+            if origin is not None:
+                self.golden.learn(shard, origin)
+
+    def no_measure(self, shards: Iterable[int]) -> None:
+        """Nobody may be tested on `shards` any more."""
+        for shard in shards:
+            self.origins.pop(shard, None)
+            self.golden.forget_shard(shard)
 
     def items_of(self, virtual: int) -> Sequence[int]:
         """Numbers of the items of a check, in the order of its samples."""

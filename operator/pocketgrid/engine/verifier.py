@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from enum import Enum
 from typing import TYPE_CHECKING, assert_never
 
 from pocketgrid.engine.fleet import DeviceRecord
@@ -27,7 +28,9 @@ from pocketgrid.model.view import Stage
 from pocketgrid.trust import effects as trust
 from pocketgrid.trust.effects import Sample
 from pocketgrid.trust.machine import VerificationMachine
+from pocketgrid.trust.probation import Probation, Trial, Waiting
 from pocketgrid.trust.reputation import Reputations
+from pocketgrid.trust.traps import Traps
 from pocketgrid.worktimes import Work
 
 if TYPE_CHECKING:
@@ -42,6 +45,15 @@ NO_CONSENSUS = "NoConsensus"
 
 LAST_RESORT_S = 3.0
 """How often it is looked at whether a dispute can still be decided, once a job has nothing else to do."""
+
+
+class Withheld(Enum):
+    """A device gets nothing of a job now."""
+
+    WITHHELD = "withheld"
+
+
+WITHHELD = Withheld.WITHHELD
 
 
 class Verifier:
@@ -85,11 +97,13 @@ class Verifier:
             comparable=self._comparable(job),
         )
         machine.restored(job.machine.verified)
-        job.verification = JobVerification(machine, job.machine.grid, verification.comparator)
+        golden = Traps(job.machine.grid, random.Random(self._rng.getrandbits(64)))
+        probation = Probation(golden, self._comparable(job))
+        job.verification = JobVerification(machine, job.machine.grid, verification.comparator, golden, probation)
         now = self._grid.clock.wall()
         effects: list[trust.Effect] = []
         for shard, worker in job.store.provisional():
-            effects += machine.committed(shard, self._witness_of(worker), now)
+            effects += self._take_in(job.verification, shard, self._witness_of(worker), now)
         for device in self._grid.fleet.distrusted:
             # It was caught, and this job's log had not been told yet.
             effects += machine.caught(device, now)
@@ -108,14 +122,21 @@ class Verifier:
                 final.append(commit.shard)
                 continue
             job.verification.changed([commit.shard])
-            effects += job.verification.machine.committed(commit.shard, self._witness_of(commit.worker), now)
+            effects += self._take_in(job.verification, commit.shard, self._witness_of(commit.worker), now)
         self._carry_out(job, effects)
         if final:
             self._grid.spawn(self._settle(job, final, ()), name=f"settle-{job.spec.key}")
 
+    @staticmethod
+    def _take_in(verification: JobVerification, shard: int, origin: Witness, now: float) -> list[trust.Effect]:
+        verification.origins[shard] = origin
+        verification.probation.committed(shard, origin)
+        return verification.machine.committed(shard, origin, now)
+
     def reopened(self, job: JobRun, shards: Sequence[int]) -> None:
         """Shards were lost for another reason than being wrong."""
         if job.verification is not None:
+            job.verification.no_measure(shards)
             self._carry_out(job, job.verification.machine.reopened(shards, self._grid.clock.wall()))
 
     def witness(self, record: DeviceRecord) -> Witness:
@@ -142,17 +163,26 @@ class Verifier:
 
     # ---- handing out ----
 
-    def next_check(self, job: JobRun, record: DeviceRecord, idle: bool) -> int | None:
-        """The number of a check the device is to compute now, or None. It must be handed out."""
+    def next_check(self, job: JobRun, record: DeviceRecord, idle: bool) -> int | Withheld | None:
+        """The number of a check the device is to compute now; it must be handed out. None: it may have other work.
+
+        A device's first check of a job is a trial (docs/adr/0013), and until it has passed it gets nothing else.
+        """
         machine, verification = job.machine, job.verification
         if machine is None or verification is None or machine.stage is not Stage.RUNNING:
             return None
         witness = self.witness(record)
+        match verification.probation.next(witness, self._grid.clock.monotonic()):
+            case Waiting():
+                return WITHHELD
+            case Trial(items=items):
+                trial = trust.Check(verification.number_trial(), tuple(items), replica=False)
+                verification.open[machine.check_shard(trial.number)] = OpenCheck(trial, witness, trial=True)
+                return trial.number
         check = verification.machine.next_check(witness, idle, self._grid.clock.wall())
         if check is None:
             return None
-        virtual = machine.check_shard(check.number)
-        verification.open[virtual] = OpenCheck(check, witness)
+        verification.open[machine.check_shard(check.number)] = OpenCheck(check, witness)
         return check.number
 
     def collect_lost(self, job: JobRun) -> None:
@@ -161,9 +191,16 @@ class Verifier:
             return
         lost, job.machine.lost_checks = job.machine.lost_checks, []
         for number in lost:
-            virtual = job.machine.check_shard(number)
-            if job.verification.open.pop(virtual, None) is not None:
-                job.verification.machine.check_lost(number)
+            known = job.verification.open.pop(job.machine.check_shard(number), None)
+            if known is not None:
+                self._lost(job.verification, known)
+
+    @staticmethod
+    def _lost(verification: JobVerification, known: OpenCheck) -> None:
+        if known.trial:
+            verification.probation.withdrawn(known.witness.device)
+        else:
+            verification.machine.check_lost(known.check.number)
 
     def settle_last(self, job: JobRun, records: Iterable[DeviceRecord]) -> None:
         """Nothing else is left to do: decide disputes that none of the devices there are can decide any more."""
@@ -206,14 +243,34 @@ class Verifier:
             agrees = verification.compare(answer, canonical)
             self._grid.times.add(Work.JUDGE, time.thread_time() - began)
         except BaseException:
-            verification.machine.check_lost(number)
+            self._lost(verification, known)
             raise
+        if known.trial:
+            self._tried(job, known, agrees)
+            return
         effects = verification.machine.answered(number, known.witness, agrees, self._grid.clock.wall())
         record = self._grid.fleet.devices.get(known.witness.device)
         if record is not None:
             verification.note_agreed(self._grid.fleet.worker(record.name, job.spec), agrees)
         self._carry_out(job, effects, answer)
         self._grid.mark_all()
+
+    def _tried(self, job: JobRun, known: OpenCheck, agrees: Mapping[Sample, tuple[bool, ...]]) -> None:
+        """A device has answered its trial."""
+        assert job.verification is not None
+        device, now = known.witness.device, self._grid.clock.monotonic()
+        if not agrees:
+            # Nothing of it can be read any more: it is tested on something else.
+            job.verification.probation.withdrawn(device)
+        else:
+            agreed = [agrees.get(sample, (True,))[0] for sample in known.check.samples]
+            passed = job.verification.probation.answered(known.witness, agreed, now)
+            log.info("trial job=%s device=%s passed=%s", job.spec.key, device, passed)
+            record = self._grid.fleet.devices.get(device)
+            if record is not None and not passed:
+                wrong = len(agreed) - sum(agreed)
+                record.set_back(job.uid, now, f"TrialFailed: {wrong} of {len(agreed)} known answers were wrong")
+        self._grid.mark(device)
 
     async def _compare_late(self, job: JobRun, witness: Witness, outcome: ShardOutcome) -> None:
         verification = job.verification
@@ -273,6 +330,8 @@ class Verifier:
                 case _:
                     assert_never(effect)
         job.verification.changed(reopened)
+        job.verification.no_measure(reopened)
+        job.verification.became_final(verified)
         job.verification.note_distrusted(effects, self._grid.fleet.distrusted)
         # Known answers were final before they were asked for again.
         known = [shard for shard in job.verification.unpaid if shard in job.machine.verified]
@@ -317,6 +376,8 @@ class Verifier:
         for job in list(self._grid.active.values()):
             if job.verification is not None:
                 job.verification.pay_nothing_to(device)
+                job.verification.probation.caught(device)
+                job.verification.golden.forget_device(device)
             if job.verification is not None and job is not but:
                 self._carry_out(job, job.verification.machine.caught(device, self._grid.clock.wall()))
             self._apply(job, ev.DeviceGone(device))

@@ -315,3 +315,18 @@ async def test_a_device_is_as_fast_as_its_answers_come_not_as_it_says(tmp_path, 
         assert speed < 8 * 2000
         assert sum(sizes[:2]) <= 2, "on its word alone"
         await job_reaches(engine, spec, Stage.COMPLETE)
+
+
+async def test_a_newcomer_proves_itself_on_known_answers_before_it_gets_work(tmp_path, make_job) -> None:
+    spec = verified(make_job, VerificationMode.QUORUM, 4000)
+    async with strangers(tmp_path) as engine:
+        attach(engine, "ada", "bob", items_per_second=4000)
+        engine.submit(spec)
+        await until(engine, lambda: (v := view_of(engine, spec).verification) is not None and v.rows_verified > 400)
+        (liar,) = attach(engine, "eve", kind=Liar)
+        (honest,) = attach(engine, "cyd")
+        await until(engine, lambda: liar.told > 0)
+        await job_reaches(engine, spec, Stage.COMPLETE)
+        assert liar.seen == 8, "one trial, and nothing after it"
+        assert len(honest.computed) > 1
+    check_output(tmp_path, spec, 4000)
