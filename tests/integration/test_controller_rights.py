@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,18 @@ from typing import Any
 import pytest
 
 from hack.controlplane import ControlPlane
-from pocketgrid.controller.client import EDGE_NODES, EVENTS, JOBS, LEASES, NODES
+from pocketgrid.controller.client import EDGE_NODES, EVENTS, JOBS, LEASES, NODES, Cluster
+from pocketgrid.controller.enrolment_stores import (
+    EdgeNodeRegister,
+    SecretAuthority,
+    SecretTokens,
+    publish_gateway,
+    read_gateway,
+)
+from pocketgrid.gateway.authority import load_keyring
+from pocketgrid.gateway.register import DeviceRecord
+from pocketgrid.gateway.tokens import make_token
+from pocketgrid.model.ids import DeviceName
 from tests.integration.controller_world import World, a_world, eventually, has_condition, ready_condition
 
 pytestmark = pytest.mark.cluster
@@ -40,6 +52,9 @@ CLUSTER_RULES = [
 ]
 NODE_LEASE_RULES = [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "patch"]}]
 ELECTION_RULES = [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]}]
+
+ENROLMENT_RULES = [{"apiGroups": [""], "resources": ["secrets", "configmaps"], "verbs": ["get", "create", "update"]}]
+"""Of the gateway, in the operator's own namespace."""
 
 
 @pytest.fixture
@@ -76,7 +91,7 @@ async def humble_kubeconfig(world: World) -> AsyncIterator[Path]:
         account,
         *grant(world, "ClusterRole", CLUSTER_RULES, None),
         *grant(world, "Role", NODE_LEASE_RULES, "kube-node-lease"),
-        *grant(world, "Role", ELECTION_RULES, world.namespace),
+        *grant(world, "Role", [*ELECTION_RULES, *ENROLMENT_RULES], world.namespace),
     ]
     for body in objects:
         await world.kubectl("create", "--filename=-", stdin=body)
@@ -112,6 +127,21 @@ async def test_everything_works_with_the_least_rights(world: World, humble_kubec
         assert any(e["reason"] == "Complete" and e["metadata"]["namespace"] == world.namespace for e in events)
         with pytest.raises(AssertionError, match="not found"):
             await eventually(lambda: world.get(JOBS, "job"), lambda _: False, within=8)
+
+
+async def test_devices_join_with_the_least_rights(world: World, humble_kubeconfig: Path) -> None:
+    async with world.operator(kubeconfig=humble_kubeconfig), Cluster.connect(humble_kubeconfig) as humble:
+        keyring = await load_keyring(SecretAuthority(humble, world.namespace), time.time())
+        made = make_token(owner=world.mark, now=time.time(), ttl_s=60).token
+        await SecretTokens(world.cluster, world.namespace).create(made)
+        assert await SecretTokens(humble, world.namespace).redeem(made.token_id, "mark", time.time())
+        register = EdgeNodeRegister()
+        register.serve(humble, lambda _: None)
+        await register.enrol(DeviceRecord(DeviceName(world.name("phone")), "ab" * 32, world.mark))
+        assert (await world.get(EDGE_NODES, world.name("phone")))["spec"]["keySHA256"] == "ab" * 32
+        for _ in range(2):
+            await publish_gateway(humble, world.namespace, "grid:7444", keyring.authorities[0].sha256)
+        assert await read_gateway(world.cluster, world.namespace) == ("grid:7444", keyring.authorities[0].sha256)
 
 
 async def test_rights_taken_away_for_a_while_stop_no_job(
