@@ -53,9 +53,15 @@ async def handshake_fails(grid: Grid, held: Credentials) -> None:
 
 
 async def refusal_of(grid: Grid, held: Credentials, **of_hello) -> pb.Refusal:
+    """Why a device is not let in, by message, or by status if the stream closes under its first write."""
     async with Device(grid, a_hello(held.device, **of_hello), credentials=held) as device:
-        await device.say(hello=device.hello)
-        return (await device.hear()).refusal
+        try:
+            await device.say(hello=device.hello)
+            return (await device.hear()).refusal
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            assert await device.call.code() is grpc.StatusCode.UNAUTHENTICATED
+            reason, _, message = (await device.call.details()).partition(": ")
+            return pb.Refusal(reason=reason, message=message, retry=False)
 
 
 # ---- joining ----
