@@ -164,6 +164,7 @@ def _trust(view: TrustView, distrusted: str) -> Status:
         verifiedItems=within(view.verified_items, EXACT),
         disagreements=within(view.disagreements, EXACT),
         since=moment_of(view.since),
+        proven=view.proven or None,
         timesCaught=within(view.times_caught, 2**31 - 1) or None,
         caughtTime=moment_of(view.caught),
         distrusted=cut_bytes(distrusted, MAX_MESSAGE_BYTES),

@@ -106,6 +106,7 @@ def read_reputation(trust: Mapping[str, Any], edge: EdgeRecord) -> dict[str, obj
         "owner": edge.owner,
         "tier": edge.tier.name,
         "caught": trust.get("timesCaught", 0),
+        "proven": trust.get("proven") is True,
         "since": _seconds(trust.get("since")),
         "caughtAt": _seconds(trust.get("caughtTime")),
         "histories": [

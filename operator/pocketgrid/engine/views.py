@@ -110,6 +110,7 @@ def _trust(record: DeviceRecord, known: Reputation | None, node: NodeView | None
         since=known.since,
         caught=known.caught_at,
         times_caught=known.caught,
+        proven=known.proven,
         histories=histories,
         tainted_node=node.uid if node is not None and node.distrusted else "",
     )

@@ -167,6 +167,7 @@ class TrustView:
         since: when its present history began; 0 if unknown.
         caught: when it was last caught with wrong results; 0 if never.
         times_caught: how often it was.
+        proven: it counts as an honest one of the fleet.
         histories: what the figures are made of.
         tainted_node: uid of its Node, if that says that the device is distrusted.
     """
@@ -176,6 +177,7 @@ class TrustView:
     since: float = 0.0
     caught: float = 0.0
     times_caught: int = 0
+    proven: bool = False
     histories: tuple[HistoryView, ...] = ()
     tainted_node: str = ""
 

@@ -470,7 +470,13 @@ DEVICE = DeviceView(
     last_seen=NOW.timestamp(),
     items_done=1200,
     trust=TrustView(
-        1100, 2, since=NOW.timestamp() - 3600, caught=NOW.timestamp() - 7200, times_caught=1, histories=(HISTORY,)
+        1100,
+        2,
+        since=NOW.timestamp() - 3600,
+        caught=NOW.timestamp() - 7200,
+        times_caught=1,
+        proven=True,
+        histories=(HISTORY,),
     ),
     earnings=EarningsView(earned_micro=440_000, provisional_micro=40_001),
 )
@@ -512,6 +518,7 @@ def test_the_status_of_a_device() -> None:
             "verifiedItems": 1100,
             "disagreements": 2,
             "since": "2026-11-23T11:00:00Z",
+            "proven": True,
             "timesCaught": 1,
             "caughtTime": "2026-11-23T10:00:00Z",
             "histories": [
@@ -718,6 +725,7 @@ def test_what_was_known_of_a_device_is_read_back_as_it_was_written() -> None:
     reputation = known.of(DeviceName("phone-1"))
     assert reputation is not None
     assert (reputation.owner, reputation.tier, reputation.caught) == ("ada", TrustTier.VETTED, 1)
+    assert reputation.proven
     assert (reputation.since, reputation.caught_at) == (DEVICE.trust.since, DEVICE.trust.caught)
     (history,) = reputation.histories.values()
     assert (history.confirmed, history.refuted, history.suspicion) == (1100.25, 2.0, 9.21)

@@ -175,6 +175,10 @@ class Trust(ApiModel):
     since: Time | None = None
     """When its present history began: when it was first checked, or last caught."""
 
+    proven: Boolean | None = None
+    """Whether ten of its items in a row were once confirmed, since when it counts as an honest device of its tier and
+    owner; being caught ends that."""
+
     times_caught: Count32 | None = None
     """How often it was caught with wrong results. Absent: never."""
 
