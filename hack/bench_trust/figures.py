@@ -73,6 +73,7 @@ def _beside(result: Result) -> Mapping[str, float]:
         "redundancy": ours.redundancy,
         "upper_bound": ours.upper_bound,
         "liars_caught": ours.caught,
+        "honest_caught": ours.honest_caught,
         "items_to_catch": ours.items_to_catch,
         "seconds_to_catch": ours.seconds_to_catch,
         "boinc_wrong_rows": result.adaptive.wrong,

@@ -32,3 +32,12 @@ def is_independent(one: Witness, other: Witness) -> bool:
 def may_check(checker: Witness, others: Iterable[Witness], comparable: Comparable) -> bool:
     """Whether `checker` may compute what all of `others` have computed, and be compared with them."""
     return all(is_independent(checker, other) and comparable(checker.numerics, other.numerics) for other in others)
+
+
+def nobody_may(to_do: str, others: Iterable[Witness], count: int) -> str:
+    """Why none of `count` devices may do something about what `others` computed."""
+    names = ", ".join(other.device for other in others)
+    return (
+        f"nobody may {to_do}: each of {count} devices is suspect, shares an owner or network prefix with {names}, "
+        "or is of another numerics class without a tolerance profile"
+    )

@@ -41,12 +41,12 @@ from pocketgrid.trust.effects import (
     Sample,
     Verified,
 )
-from pocketgrid.trust.independence import Comparable, may_check, same_class_only
+from pocketgrid.trust.independence import Comparable, may_check, nobody_may, same_class_only
 from pocketgrid.trust.questions import Question, Questions
 from pocketgrid.trust.reputation import Reputations
 from pocketgrid.trust.standing import Standing
 from pocketgrid.trust.summary import Summary, Tally
-from pocketgrid.trust.voting import Ballot, Outcome, count_heads, is_spent, resolve
+from pocketgrid.trust.voting import Ballot, Outcome, count_heads, is_spent, odds_against, resolve
 from pocketgrid.trust.windows import Subject, Window, samples_of, shard_of
 
 
@@ -83,6 +83,7 @@ class VerificationMachine:
         self._quorum = spec.mode is VerificationMode.QUORUM
         self._windows: dict[int, Window] = {}
         self._filling: dict[DeviceName, Window] = {}
+        self._held: dict[DeviceName, list[Window]] = {}
         self._questions = Questions(grid)
         self._desk = CheckDesk(grid, self._questions, self._window_of, comparable, rng)
         self._given_up: Counter[int] = Counter()
@@ -117,12 +118,12 @@ class VerificationMachine:
             if question.window is None or question.asked or question.wanting <= 0:
                 continue
             if not any(question.admits(witness, self._comparable) for witness in trusted):
-                return _nobody(f"decide about shard {shard_of(subject)}", question.ballot.voters, len(witnesses))
+                return nobody_may(f"decide about shard {shard_of(subject)}", question.ballot.voters, len(witnesses))
         if self._quorum:
             return None
         for origin in dict.fromkeys(window.origin for window in self._windows.values()):
             if not any(may_check(witness, (origin,), self._comparable) for witness in trusted):
-                return _nobody(f"check what {origin.device} brought", (origin,), len(witnesses))
+                return nobody_may(f"check what {origin.device} brought", (origin,), len(witnesses))
         return None
 
     # ---- what happens ----
@@ -213,11 +214,11 @@ class VerificationMachine:
                 if not asked:
                     self._ask_again(sample, window, witness.device)
             elif asked:
-                self._questions[sample].ballot.add(flight.witness, agrees[sample])
+                self._questions.vote(sample, flight.witness, agrees[sample])
                 effects += [KeepAnswers((sample,)), *self._settle(sample, now)]
             elif self._is_asked(sample, window) and flight.origins[sample].device not in self._expelled:
                 effects += self._first_answer(sample, flight, agrees[sample], now)
-        return effects
+        return effects + self._finish_held(now)
 
     def late_result(self, shard: int, witness: Witness, agrees: bool, now: float) -> list[Effect]:
         """A hedge copy or a late result of `shard` was compared with the canonical one: evidence for nothing.
@@ -237,8 +238,13 @@ class VerificationMachine:
         self.tally.compared += 1
         self.tally.disagreed += 0 if agrees else 1
         effects = [] if question is not None else self._question_whole(shard, window, 1, now)
-        self._questions[shard].ballot.add(witness, (agrees,))
-        return [*effects, KeepAnswers(tuple(samples_of(self.grid, shard))), *self._settle(shard, now)]
+        self._questions.vote(shard, witness, (agrees,))
+        return [
+            *effects,
+            KeepAnswers(tuple(samples_of(self.grid, shard))),
+            *self._settle(shard, now),
+            *self._finish_held(now),
+        ]
 
     def reopened(self, shards: Iterable[int], now: float) -> list[Effect]:
         """Shards were lost for other reasons; they will be committed again."""
@@ -250,17 +256,18 @@ class VerificationMachine:
             if window is not None:
                 effects += self._drop([shard])
                 effects += self._finish(window, now)
-        return effects
+        return effects + self._finish_held(now)
 
     def caught(self, device: DeviceName, now: float) -> list[Effect]:
         """Another job's machine caught `device`."""
         self._expelled.clear()
-        return self._expel(device, now)
+        return self._expel(device, now) + self._finish_held(now)
 
     def exhausted(self, witnesses: Sequence[Witness], now: float) -> list[Effect]:
         """Settle, by most voices, disputes that none of `witnesses`, all there are, may still decide.
 
-        For small fleets: two against one is not much, but nobody else is there. One against one stays open.
+        For small fleets: two against one is not much, but nobody else is there. One against one stays open; more
+        that are of as many minds are given up.
         """
         effects: list[Effect] = []
         self._expelled.clear()
@@ -273,7 +280,9 @@ class VerificationMachine:
             outcome = count_heads(question.ballot, 2, self._standing.odds(question.ballot, now))
             if outcome is not None:
                 effects += self._decided(subject, outcome, now)
-        return effects
+            elif question.ballot.voices > 2 or question.window is None:
+                effects += self._give_up(subject, now)
+        return effects + self._finish_held(now)
 
     # ---- windows ----
 
@@ -289,6 +298,10 @@ class VerificationMachine:
         """Make a window final if nothing is outstanding and enough has agreed; else draw what is missing."""
         if not window.closed or window.outstanding or not window.shards:
             return []
+        if self._questions.involves(window.origin.device):
+            # What speaks for a device is known at once, what speaks against it only when disputes are settled.
+            self._held.setdefault(window.origin.device, []).append(window)
+            return []
         missing = min(self._standing.agreements(window.origin, now), window.items) - len(window.passed)
         if missing > 0:
             self._draw(window, missing, now)
@@ -298,6 +311,15 @@ class VerificationMachine:
         shards = tuple(sorted(window.shards))
         window.shards.clear()
         return [self._final(shards, window.origin)]
+
+    def _finish_held(self, now: float) -> list[Effect]:
+        """Look again at windows that waited for disputes of their devices."""
+        effects: list[Effect] = []
+        for device in self._questions.take_cleared():
+            if not self._questions.involves(device):
+                for window in self._held.pop(device, ()):
+                    effects += self._finish(window, now)
+        return effects
 
     def _final(self, shards: tuple[int, ...], origin: Witness, agreed: tuple[DeviceName, ...] = ()) -> Verified:
         for shard in shards:
@@ -352,9 +374,8 @@ class VerificationMachine:
         self.tally.compared += 1
         if not agrees[0]:
             self.tally.disagreed += 1
-            ballot = Ballot([origin])
-            ballot.add(flight.witness, agrees)
-            self._questions.pose(sample, Question(window, ballot, 2))
+            self._questions.pose(sample, Question(window, Ballot([origin]), 2))
+            self._questions.vote(sample, flight.witness, agrees)
             self._desk.note_waiting(now)
             return [KeepAnswers((sample,)), *self._settle(sample, now)]
         self._standing.confirm(flight.witness, now)
@@ -373,8 +394,8 @@ class VerificationMachine:
         together = tuple(all(column) for column in zip(*(agrees[sample] for sample in samples), strict=True))
         self.tally.compared += 1
         self.tally.disagreed += 0 if together[0] else 1
-        self._questions[shard].ballot.add(flight.witness, together)
-        return [KeepAnswers(samples), *self._settle(shard, now)]
+        self._questions.vote(shard, flight.witness, together)
+        return [KeepAnswers(samples), *self._settle(shard, now), *self._finish_held(now)]
 
     def _question_whole(self, shard: int, window: Window, voices: int, now: float) -> list[Effect]:
         """Ask about all of `shard` at once instead of about samples of it."""
@@ -402,13 +423,16 @@ class VerificationMachine:
     def _decided(self, subject: Subject, outcome: Outcome, now: float) -> list[Effect]:
         question, shard = self._questions[subject], shard_of(subject)
         ballot, window = question.ballot, question.window
+        odds = self._standing.odds(ballot, now)
         effects = _forget(self._questions.close([subject]))
         agreed = tuple(ballot.voters[at].device for at in sorted(outcome.right) if at > 0)
         if window is None:
             self.tally.wrong_final += 0 if 0 in outcome.right else 1
         elif 0 not in outcome.right:
             self.tally.refuted(window.origin.device)
-            effects += [*self._take_back([shard]), Disproved((shard,), window.origin.device)]
+            # All of the window: had its samples been drawn for its other shards alone, they might have shown as much.
+            lost = sorted(window.shards)
+            effects += [*self._take_back(lost), Disproved(tuple(lost), window.origin.device)]
         elif isinstance(subject, Sample):
             window.outstanding.discard(subject)
             window.passed[subject] = agreed[0] if agreed else window.origin.device
@@ -420,7 +444,7 @@ class VerificationMachine:
             if at in ballot.struck:
                 continue
             if at not in outcome.right:
-                effects += self._refute(voter, outcome.odds, shard, now)
+                effects += self._refute(voter, odds_against(ballot, at, outcome, odds), shard, now)
             elif len(outcome.right) > 1:
                 self._standing.confirm(voter, now)
         return effects if window is None else effects + self._finish(window, now)
@@ -470,11 +494,3 @@ class VerificationMachine:
 
 def _forget(samples: Sequence[Sample]) -> list[Effect]:
     return [ForgetAnswers(tuple(samples))] if samples else []
-
-
-def _nobody(to_do: str, voters: Iterable[Witness], count: int) -> str:
-    names = ", ".join(voter.device for voter in voters)
-    return (
-        f"nobody may {to_do}: each of {count} devices is suspect, shares an owner or network prefix with {names}, "
-        "or is of another numerics class without a tolerance profile"
-    )

@@ -21,6 +21,9 @@ SAMPLES_PER_WINDOW = 4
 """A window closes when its rate calls for so many samples. More, and a bold liar keeps less of a window, but what a
 device brings stays provisional longer; the number of rows checked stays the same."""
 
+LEAST_SAMPLES = 3
+"""Of the smallest window, such as a device's last one, so that a bold liar does not slip through by a lucky guess."""
+
 MOST_FALSE_ALARMS = 0.01
 """Share of items of an honest device that a comparator with a tolerance may refute, at most: the calibration behind the
 tolerance aims at a tenth of this and at half of maxErrorRate."""
@@ -48,7 +51,7 @@ def window_items(spec: Verification, consecutive: float) -> int:
 
 def agreements_needed(spec: Verification, liar: float) -> int:
     """Least number of samples that must agree before a window is final; `liar`: probability that its device is one."""
-    return max(1, math.ceil(liar / (math.e * spec.max_error_rate)))
+    return max(LEAST_SAMPLES, math.ceil(liar / (math.e * spec.max_error_rate)))
 
 
 def window_samples(spec: Verification, liar: float, consecutive: float, items: int) -> int:

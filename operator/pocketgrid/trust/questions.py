@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pocketgrid.model.ids import DeviceName
@@ -47,6 +48,8 @@ class Questions:
         self._open: dict[Subject, Question] = {}
         # In Quorum mode every provisional shard is a question, but few of them want somebody just now.
         self._wanting: dict[Subject, None] = {}
+        self._involved: Counter[DeviceName] = Counter()
+        self._cleared: dict[DeviceName, None] = {}
 
     def __contains__(self, subject: Subject) -> bool:
         return subject in self._open
@@ -77,6 +80,22 @@ class Questions:
         self._open[subject] = question
         self._mark(subject)
 
+    def involves(self, device: DeviceName) -> bool:
+        """Whether `device` has answered something that is still open."""
+        return self._involved[device] > 0
+
+    def take_cleared(self) -> list[DeviceName]:
+        """Devices that have got out of a question since the last call."""
+        cleared, self._cleared = self._cleared, {}
+        return list(cleared)
+
+    def vote(self, subject: Subject, witness: Witness, agrees: Sequence[bool]) -> None:
+        """`witness` has answered; `agrees` as for `Ballot.add`."""
+        ballot = self._open[subject].ballot
+        ballot.add(witness, agrees)
+        # The canonical answer is in question from the second one on.
+        self._involved.update(voter.device for voter in (ballot.voters if len(ballot.voters) == 2 else [witness]))
+
     def ask(self, subject: Subject, number: int, witness: Witness) -> None:
         """`witness` is asked, by check `number`."""
         self._open[subject].asked[number] = witness
@@ -102,8 +121,12 @@ class Questions:
         for subject in list(subjects):
             self._wanting.pop(subject, None)
             question = self._open.pop(subject, None)
-            if question is not None and len(question.ballot.voters) > 1:
-                kept += samples_of(self._grid, subject)
+            if question is None or len(question.ballot.voters) < 2:
+                continue
+            kept += samples_of(self._grid, subject)
+            for voter in question.ballot.voters:
+                self._involved[voter.device] -= 1
+                self._cleared[voter.device] = None
         return kept
 
     def close_shards(self, shards: set[int]) -> list[Sample]:

@@ -30,7 +30,7 @@ from pocketgrid.model.trust import TrustTier, Witness
 
 HALF_LIFE_S = 10 * 86_400.0
 
-PRIOR_LIARS: Mapping[TrustTier, float] = {TrustTier.PUBLIC: 0.05, TrustTier.VETTED: 0.01, TrustTier.OWNED: 0.002}
+PRIOR_LIARS: Mapping[TrustTier, float] = {TrustTier.PUBLIC: 0.1, TrustTier.VETTED: 0.01, TrustTier.OWNED: 0.002}
 """Share of liars among devices of which nothing is known yet."""
 
 PRIOR_WEIGHT = 20.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pocketgrid.model.trust import Verification, VerificationMode, Witness
 from pocketgrid.trust.policy import agreements_needed, false_alarm_rate, window_items, window_samples
 from pocketgrid.trust.reputation import CAUGHT_AT, Reputations
-from pocketgrid.trust.voting import CONVICTING_ODDS, Ballot
+from pocketgrid.trust.voting import Ballot
 
 SUSPECT_AT = 0.5
 """Who is a liar with this probability is not asked about others."""
@@ -51,10 +51,9 @@ class Standing:
 
     def refute(self, witness: Witness, odds: float, now: float) -> bool:
         """`witness` was wrong about an item, with these odds. True if that convicts it; its trust is reset then."""
-        rate = false_alarm_rate(self._spec)
-        self._reputations.refute(witness, self._model, now, min(1.0, max(rate, 1.0 / max(odds, 1.0))))
-        certain = rate == 0.0 and odds >= CONVICTING_ODDS
-        if not certain and self._reputations.liar(witness, self._model, now) < CAUGHT_AT:
+        false_alarm = max(false_alarm_rate(self._spec), 1.0 / max(odds, 1.0))
+        self._reputations.refute(witness, self._model, now, false_alarm)
+        if self._reputations.liar(witness, self._model, now) < CAUGHT_AT:
             return False
         self._reputations.catch(witness, now)
         return True

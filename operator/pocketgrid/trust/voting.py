@@ -15,16 +15,14 @@ from dataclasses import dataclass, field
 from pocketgrid.model.ids import DeviceName
 from pocketgrid.model.trust import Witness
 
-SETTLING_ODDS = 1000.0
-"""A dispute is over when a group is right with these odds."""
+SETTLING_ODDS = 500.0
+"""A dispute is over when a group is right with these odds: three voices ahead."""
 
-MOST_ODDS = 99.0
-"""No voice weighs more: who proved itself a thousand times may still have changed hands."""
+MOST_ODDS = 19.0
+"""No voice weighs more: 95 % honest. What a device proved does not tell whether it is of a league that waits, and one
+of a tenth of the devices would otherwise settle one dispute in a hundred its way."""
 
-CONVICTING_ODDS = 100.0
-"""One wrong answer convicts under an exact comparator if it is wrong with these odds."""
-
-MOST_VOICES = 9
+MOST_VOICES = 15
 """Answers to one audited item, the canonical one included, before it is given up."""
 
 QUORUM_ESCALATIONS = 5
@@ -101,10 +99,19 @@ def weigh(ballot: Ballot, odds: Sequence[float]) -> Outcome | None:
     groups = ballot.groups()
     if not groups:
         return None
-    weights = [math.prod(min(MOST_ODDS, max(1.0, odds[at])) for at in group) for group in groups]
+    weights = [_weight(group, odds) for group in groups]
     best = max(range(len(groups)), key=lambda at: weights[at])
     against = 1.0 + sum(weight for at, weight in enumerate(weights) if at != best)
     return Outcome(groups[best], weights[best] / against)
+
+
+def odds_against(ballot: Ballot, voter: int, outcome: Outcome, odds: Sequence[float]) -> float:
+    """How much likelier the others answer as they did if `voter`, a position that `outcome` calls wrong, is wrong.
+
+    Its own voice is left out: what it is worth is known from elsewhere, and would be counted twice.
+    """
+    others = [group - {voter} for group in ballot.groups() if group != outcome.right]
+    return _weight(outcome.right, odds) / (1.0 + sum(_weight(group, odds) for group in others if group))
 
 
 def count_heads(ballot: Ballot, least: int, odds: Sequence[float]) -> Outcome | None:
@@ -134,3 +141,7 @@ def resolve(ballot: Ballot, quorum: int, odds: Sequence[float]) -> Outcome | Non
 def is_spent(ballot: Ballot, quorum: int) -> bool:
     """Whether nobody else is to be asked, although nothing was resolved."""
     return len(ballot.voters) >= (quorum + QUORUM_ESCALATIONS if quorum else MOST_VOICES)
+
+
+def _weight(group: frozenset[int], odds: Sequence[float]) -> float:
+    return math.prod(min(MOST_ODDS, max(1.0, odds[at])) for at in group)

@@ -24,12 +24,12 @@ def test_a_quick_run_meets_what_does_not_depend_on_size(capsys):
     assert set(figures) >= {"honest_redundancy", "dominated_cases", "honest_devices_caught"}
     assert {f"wrong_rows_{name}" for name in BY_NAME if name != "honest"} <= set(figures)
     assert figures["honest_devices_caught"]["value"] == 0
-    assert figures["dominated_cases"]["met"]
     assert figures["wrong_rows_random"]["value"] == 0
     assert figures["wrong_rows_random"]["baseline"]["liars_caught"] == 1
     assert figures["wrong_rows_league_two_owners"]["met"]
+    assert figures["wrong_rows_cheaper_10"]["met"]
     # Strangers are checked more, and all are strangers to the end in so small a fleet.
-    assert 1.0 < figures["honest_redundancy"]["value"] < 1.15
+    assert 1.0 < figures["honest_redundancy"]["value"] < 1.2
 
 
 @pytest.mark.parametrize(
