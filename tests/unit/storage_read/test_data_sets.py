@@ -531,6 +531,32 @@ def test_a_large_row_group_is_decoded_once_from_front_to_back(opened: Opener, mo
 
 
 @pytest.mark.usefixtures("in_batches")
+def test_row_groups_that_are_read_through_leave_nothing_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocketgrid.storage.datasets.parquet.BATCH_BYTES", 1 << 20)
+    monkeypatch.setattr("pocketgrid.storage.datasets.parquet.CACHE_BYTES", 4 << 20)
+    rows, groups, step = 20_000, 12, 5_000
+    path = tmp_path / "data"
+    values = np.random.default_rng(1).random((rows, 64))
+    table = pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 64)})
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for _ in range(groups):
+            writer.write_table(table)
+    before = pa.total_allocated_bytes()
+    data_set = open_data_set(InputRef(str(path), P))
+    held = []
+    for start in range(0, rows * groups, step):
+        found = data_set.read(start, start + step, ["x"]).columns["x"]
+        np.testing.assert_array_equal(found, values[start % rows :][:step])
+        del found
+        held.append(pa.total_allocated_bytes() - before)
+    data_set.close()
+    half = len(held) // 2
+    assert max(held[half:]) < 1.2 * max(held[:half]), held
+
+
+@pytest.mark.usefixtures("in_batches")
 def test_a_large_row_group_that_changes_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(parquet(a=np.random.default_rng(1).random(400_000)))

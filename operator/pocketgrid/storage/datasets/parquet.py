@@ -27,7 +27,7 @@ from pocketgrid.storage.datasets.base import BITE_BYTES, OTHER, ColumnInfo, Data
 from pocketgrid.storage.locations import Source, SourceFile
 from pocketgrid.storage.reasons import Refusal
 
-CACHE_BYTES = 64 << 20
+CACHE_BYTES = 32 << 20
 WHOLE_BYTES = CACHE_BYTES // 2
 BATCH_BYTES = CACHE_BYTES // 8
 """Batches of all columns together; small enough that what threads beside one another read is not decoded twice."""
@@ -35,8 +35,18 @@ BATCH_BYTES = CACHE_BYTES // 8
 OPEN_FILES = 3
 """Two threads read, and one of them may be about to go on to the next file."""
 
-_STREAMS = 64
 _READ_AHEAD_BYTES = 1 << 20
+
+_LEVEL_BYTES = 4
+_VALUE_BYTES = {
+    "BOOLEAN": 1 + _LEVEL_BYTES,
+    "INT32": 4 + _LEVEL_BYTES,
+    "INT64": 8 + _LEVEL_BYTES,
+    "FLOAT": 4 + _LEVEL_BYTES,
+    "DOUBLE": 8 + _LEVEL_BYTES,
+}
+"""Of a decoded value, and of the two levels by which Parquet says where lists begin and what is null. Few different
+values are stored in a fraction of it."""
 
 _Key = tuple[int, str, int, int]
 """Row group, column, rows in a batch (0: all), first row."""
@@ -130,7 +140,7 @@ class ParquetTable(DataSet):
         self._lock = threading.Lock()  # a ParquetFile serves one reader at a time
         self._cache: OrderedDict[_Key, Any] = OrderedDict()
         self._cached_bytes = 0
-        self._streams: OrderedDict[tuple[int, str, int], _Stream] = OrderedDict()
+        self._streams: dict[tuple[int, str, int], _Stream] = {}
         self._sizes: dict[tuple[int, str], int] = {}
         with self._lock:
             self._opened.used(self)
@@ -255,9 +265,11 @@ class ParquetTable(DataSet):
                 raise StoreError(f"row group {group} of {self._source.name} ends early, at row {stream.next_row}")
             self._keep((group, name, per_batch, at), column)
             if at == first:
-                self._streams[group, name, per_batch] = stream
-                if len(self._streams) > _STREAMS:
-                    self._streams.popitem(last=False)
+                # One that has ended, or was left behind, would keep megabytes for each row group of the file.
+                for other in [key for key in self._streams if abs(key[0] - group) > 1]:
+                    del self._streams[other]
+                if self._group_starts[group] + stream.next_row < self._group_starts[group + 1]:
+                    self._streams[group, name, per_batch] = stream
                 return column
 
     def _cached(self, key: _Key) -> Any:
@@ -275,13 +287,13 @@ class ParquetTable(DataSet):
             self._cached_bytes -= oldest.nbytes
 
     def _size_of(self, group: int, name: str) -> int:
-        """Bytes of a column in a row group, as they are stored but not packed."""
+        """Bytes of a column in a row group while it is decoded, at least."""
         size = self._sizes.get((group, name))
         if size is None:
             metadata = self._file.metadata.row_group(group)
             columns = (metadata.column(i) for i in range(metadata.num_columns))
             size = sum(
-                c.total_uncompressed_size
+                max(c.total_uncompressed_size, c.num_values * _VALUE_BYTES.get(c.physical_type, 0))
                 for c in columns
                 if c.path_in_schema == name or c.path_in_schema.startswith(f"{name}.")
             )
