@@ -18,6 +18,7 @@ from pocketgrid.controller.client import EDGE_NODES, JOBS, NODES, ConflictError
 from pocketgrid.controller.distrust import build_taint_patch
 from pocketgrid.controller.records import read_node_record
 from pocketgrid.model.device import DISTRUSTED_TAINT_KEY
+from pocketgrid.model.money import read_money
 from tests.fakes.devices import FakeDevice, identity
 from tests.integration.controller_world import Operator, World, a_world, eventually, has_condition
 from tests.unit.engine.test_engine_verification import Liar
@@ -52,6 +53,12 @@ def reason_of(operator: Operator, who: FakeDevice) -> str:
 async def submit(world: World, **spec: Any) -> None:
     body = world.job(items=ITEMS, per_shard=10, placement={}, verification={"mode": "Quorum"}, **spec)
     await world.kubectl("create", "--validate=false", "--filename=-", stdin=body)
+
+
+def priced(world: World) -> dict[str, Any]:
+    spec = {"nodeSelector": {"matchLabels": {"pocketgrid.dev/kind": "sbc"}}, "price": {"perItem": "0.000007"}}
+    name = world.name("boards")
+    return {"apiVersion": "pocketgrid.dev/v1alpha1", "kind": "HardwareClass", "metadata": {"name": name}, "spec": spec}
 
 
 def taints(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -89,10 +96,15 @@ def check_output(world: World) -> None:
     np.testing.assert_array_equal(np.array(table["y"].to_pylist(), np.float32), x * 2 + 1)
 
 
-async def test_a_liar_is_shown_and_an_administrator_has_the_last_word(world: World) -> None:
+async def test_a_liar_is_shown_and_an_administrator_has_the_last_word(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocketgrid.controller.publisher.EDGE_PERIOD_S", 0.5)
     async with world.operator() as operator:
         ada, *_ = (device(operator, owner) for owner in ("ada", "bob", "cyd"))
         eve = device(operator, "eve", Liar)
+        await world.kubectl("create", "--filename=-", stdin=priced(world))
+        await world.kubectl("wait", f"hardwareclass/{world.name('boards')}", "--for=condition=Ready", "--timeout=10s")
         await submit(world)
         job = await world.job_with("job", Complete="True", Reconciling="False", Stalled="False")
         check_output(world)
@@ -115,6 +127,17 @@ async def test_a_liar_is_shown_and_an_administrator_has_the_last_word(world: Wor
             lambda: world.get(EDGE_NODES, ada.name), lambda e: has_condition(e, "Trusted", "True/Confirmed"), 15
         )
         assert not is_tainted(await world.get(NODES, ada.name))
+
+        spent = read_money(job["status"]["cost"]["spent"])
+        assert spent >= 2 * ITEMS * 7
+        honest = [world.name(owner) for owner in ("ada", "bob", "cyd")]
+
+        async def earned() -> list[int]:
+            nodes = [await world.get(EDGE_NODES, name) for name in honest]
+            return [read_money((n["status"].get("earnings") or {}).get("earned", "0")) for n in nodes]
+
+        await eventually(earned, lambda sums: sum(sums) == spent and min(sums) > 0)
+        assert edge["status"].get("earnings", {}).get("earned", "0.00") == "0.00"
 
         about_eve, _ = await eventually(
             lambda: events_about(world, eve.name),

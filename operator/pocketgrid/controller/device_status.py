@@ -22,6 +22,7 @@ from pocketgrid.controller.readings import (
     within,
 )
 from pocketgrid.model.device import DISTRUSTED_TAINT_KEY, DeviceFacts, RestraintLevel, Vitals
+from pocketgrid.model.money import read_money
 from pocketgrid.model.view import DeviceView, EarningsView, Presence, TrustView
 
 Status = dict[str, Any]
@@ -68,7 +69,7 @@ def edge_node_status(
         leasedShards=view.leased_shards,
         itemsDone=view.items_done,
         trust=_trust(view.trust, view.distrusted) if view.trust is not None else None,
-        earnings=_earnings(view.earnings) if view.earnings is not None else None,
+        earnings=earnings_status(view.earnings) if view.earnings is not None else None,
         lastSeenTime=moment_of(view.last_seen),
         bootID=cut(view.identity.boot_id, 128),
         deregisteredBootID=deregistered,
@@ -188,5 +189,15 @@ def _amount(value: float) -> str:
     return f"{min(max(0.0, value), MAX_RATE):.3f}"
 
 
-def _earnings(view: EarningsView) -> Status:
-    return {"earned": money_text(view.earned_micro), "provisional": money_text(view.provisional_micro)}
+def earnings_status(view: EarningsView | None, before: int = 0) -> Status:
+    """`status.earnings` of a device that had earned `before` micro-units when the engine of `view` started."""
+    earned, held = (view.earned_micro, view.provisional_micro) if view is not None else (0, 0)
+    return {"earned": money_text(before + earned), "provisional": money_text(held)}
+
+
+def earned_in(status: Mapping[str, Any]) -> int:
+    """Micro-units that an EdgeNode's status says its device has earned; 0 if it says nothing that can be read."""
+    try:
+        return read_money((status.get("earnings") or {}).get("earned", "0"))
+    except ValueError:
+        return 0

@@ -25,7 +25,7 @@ from pocketgrid.controller.client import (
     Json,
     NotFoundError,
 )
-from pocketgrid.controller.device_status import absent_trust_status, edge_node_status
+from pocketgrid.controller.device_status import absent_trust_status, earned_in, earnings_status, edge_node_status
 from pocketgrid.controller.distrust import Distrust
 from pocketgrid.controller.events import EventPoster, Subject
 from pocketgrid.controller.lanes import Lanes
@@ -212,6 +212,10 @@ class Publisher:
         if record.items_before is None:
             record.items_before = int(record.status.get("itemsDone") or 0)
         status["itemsDone"] = record.items_before + view.items_done
+        if record.earned_before is None:
+            record.earned_before = earned_in(record.status)
+        if record.earned_before or view.earnings is not None:
+            status["earnings"] = earnings_status(view.earnings, record.earned_before)
         node = view.identity.node_name or view.name
         obstacle = self._nodes.obstacles.get(view.name)
         if obstacle is None and node not in self._records.nodes:

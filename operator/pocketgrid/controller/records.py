@@ -95,6 +95,8 @@ class EdgeRecord(Record):
     """An EdgeNode.
 
     Attributes:
+        earned_before: micro-units the device had earned before this process began, as the status said then; None
+            until it has been looked up.
         items_before: items committed from the device before this process began to count, as the status said then;
             None until it has been looked up.
     """
@@ -106,6 +108,7 @@ class EdgeRecord(Record):
     key_sha256: str = ""
     revoked: bool = False
     items_before: int | None = None
+    earned_before: int | None = None
 
     @property
     def boot_id(self) -> str:

@@ -19,6 +19,7 @@ from typing import Self
 from pocketgrid.clock import Clock
 from pocketgrid.engine.attendance import Attendance
 from pocketgrid.engine.dispatcher import FEW, Dispatcher
+from pocketgrid.engine.earnings import Earnings
 from pocketgrid.engine.feeder import Feeder
 from pocketgrid.engine.fleet import TAINTED, DeviceRecord
 from pocketgrid.engine.grid import Grid
@@ -81,6 +82,7 @@ class Engine:
             jobs_listed=nodes_from_facts,
             model_reported=self._dispatcher.model_reported,
         )
+        self._earnings = Earnings()
         self._main: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -146,7 +148,7 @@ class Engine:
             await asyncio.wait(job.tasks)
         if self._grid.jobs.get(uid) is job:
             # Not if it has come again while two of us waited for its end.
-            self._grid.jobs.pop(uid)
+            self._earnings.removed(self._grid.jobs.pop(uid))
             self._grid.active.pop(uid, None)
             self.devices.job_ended(uid)
         self._grid.touch()
@@ -265,7 +267,8 @@ class Engine:
         """All devices that have attached since the engine started, as they are now."""
         jobs = {str(uid): job for uid, job in self._grid.active.items()}
         fleet, known = self._grid.fleet, self._verifier.reputations
-        return {name: view_device(record, fleet, jobs, known) for name, record in fleet.devices.items()}
+        earned = self._earnings.views(self._grid.jobs.values())
+        return {name: view_device(r, fleet, jobs, known, earned.get(name)) for name, r in fleet.devices.items()}
 
     def work_times(self) -> Mapping[Work, float]:
         """Processor seconds spent so far, of all jobs, by kind of work."""

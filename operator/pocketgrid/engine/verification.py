@@ -69,6 +69,7 @@ class JobVerification:
         origins: who brought what is provisional.
         unpaid: by shard, how many of its rows agreed in checks, by who computed these.
         taken_back: by device that was found out here, how many shards were taken back from it.
+        paid_before: by device, micro-units it had earned when this process opened the job.
     """
 
     machine: VerificationMachine
@@ -81,6 +82,7 @@ class JobVerification:
     look_again: float = 0.0
     unpaid: dict[int, dict[Worker, int]] = field(default_factory=dict)
     taken_back: dict[DeviceName, int] = field(default_factory=dict)
+    paid_before: dict[str, int] = field(default_factory=dict)
     origins: dict[int, Witness] = field(default_factory=dict)
     _versions: dict[int, int] = field(default_factory=dict)
     _trials: int = 0

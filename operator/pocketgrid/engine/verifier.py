@@ -104,6 +104,7 @@ class Verifier:
         effects: list[trust.Effect] = []
         for shard, worker in job.store.provisional():
             effects += self._take_in(job.verification, shard, self._witness_of(worker), now)
+        job.verification.paid_before = {name: earned for name, (earned, _) in job.store.pay_by_device().items()}
         for device in self._grid.fleet.distrusted:
             # It was caught, and this job's log had not been told yet.
             effects += machine.caught(device, now)

@@ -14,6 +14,7 @@ from pocketgrid.model.money import write_money
 from pocketgrid.model.view import (
     CostView,
     DeviceView,
+    EarningsView,
     Explanation,
     HistoryView,
     JobView,
@@ -70,7 +71,9 @@ def view_job(job: JobRun, grid: Grid, dispatcher: Dispatcher, verifier: Verifier
     )
 
 
-def view_device(record: DeviceRecord, fleet: Fleet, jobs: dict[str, JobRun], known: Reputations) -> DeviceView:
+def view_device(
+    record: DeviceRecord, fleet: Fleet, jobs: dict[str, JobRun], known: Reputations, earned: EarningsView | None
+) -> DeviceView:
     """One device."""
     node = fleet.node_of(record)
     held = {uid: len(j.machine.by_device.get(record.name, ())) for uid, j in jobs.items() if j.machine is not None}
@@ -87,6 +90,7 @@ def view_device(record: DeviceRecord, fleet: Fleet, jobs: dict[str, JobRun], kno
         restraint=record.restraint,
         tier=record.tier,
         trust=_trust(record, known.of(record.name), node),
+        earnings=earned,
         distrusted=record.distrusted,
         leased_shards=sum(held.values()),
         last_seen=record.last_seen,

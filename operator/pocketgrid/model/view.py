@@ -184,7 +184,7 @@ class TrustView:
 
 @dataclass(frozen=True, slots=True)
 class EarningsView:
-    """What a device has earned over all jobs, in micro-units.
+    """What a device has earned over all jobs since the engine started, in micro-units.
 
     Attributes:
         earned_micro: for items that are final.
@@ -210,7 +210,7 @@ class DeviceView:
         items_done: items committed from this device since the engine started.
         tier: whose it is.
         trust: None if none of its results was ever verified.
-        earnings: None if it never earned anything.
+        earnings: None if it has earned nothing since the engine started, and nothing is held for it.
         distrusted: why nothing of it is believed; empty if that is not so.
     """
 

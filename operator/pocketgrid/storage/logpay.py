@@ -58,9 +58,10 @@ class RunningPay:
     def amounts(self) -> tuple[Mapping[int, int], Mapping[int, int]]:
         """Micro-units held and earned by worker number."""
         prices = self._prices
+        # Copied first, which is one step: it may be looked at while the thread that writes the log goes on.
         return (
-            {worker: rows * prices.get(worker, 0) for worker, rows in self.held.items()},
-            {worker: rows * prices.get(worker, 0) for worker, rows in self.earned.items()},
+            {worker: rows * prices.get(worker, 0) for worker, rows in self.held.copy().items()},
+            {worker: rows * prices.get(worker, 0) for worker, rows in self.earned.copy().items()},
         )
 
 

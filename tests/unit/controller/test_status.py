@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pocketgrid.api.convert import to_job_spec
 from pocketgrid.api.v1alpha1.conditions import JobCondition
-from pocketgrid.controller.device_status import absent_trust_status, edge_node_status
+from pocketgrid.controller.device_status import absent_trust_status, earned_in, earnings_status, edge_node_status
 from pocketgrid.controller.distrust import read_reputation
 from pocketgrid.controller.records import EdgeRecord
 from pocketgrid.controller.status import (
@@ -771,3 +771,10 @@ def test_a_job_of_which_only_checks_are_left_is_reconciling() -> None:
     said = {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
     assert said["Progressing"] == said["Reconciling"] == ("True", "Verifying")
     assert said["Stalled"][0] == said["Complete"][0] == "False"
+
+
+def test_earnings_go_on_from_what_the_status_said() -> None:
+    assert earnings_status(EarningsView(7, 3), 440_000) == {"earned": "0.440007", "provisional": "0.000003"}
+    assert earnings_status(None, 440_000) == {"earned": "0.44", "provisional": "0.00"}
+    assert earned_in({"earnings": {"earned": "0.44", "provisional": "0"}}) == 440_000
+    assert earned_in({}) == earned_in({"earnings": {"earned": "a lot"}}) == 0

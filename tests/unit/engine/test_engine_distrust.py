@@ -138,7 +138,7 @@ async def test_what_a_caught_device_brought_before_a_crash_is_done_again(tmp_pat
     async with strangers(tmp_path) as engine:
         engine.distrust(DeviceName("device-eve"), "caught in another job")
         engine.submit(spec)
-        attach(engine, "ada", "bob")
+        attach(engine, "ada", "bob", "cyd")
         view = await job_reaches(engine, spec, Stage.COMPLETE)
     assert view.verification is not None
     assert view.verification.taken_back == {"device-eve": 20}

@@ -198,7 +198,11 @@ class Trust(ApiModel):
 
 
 class Earnings(ApiModel):
-    """What the device has earned for its owner, in the grid's currency, over all jobs."""
+    """What the device has earned for its owner, in the grid's currency, over all jobs.
+
+    For looking: what an operator that was killed had not yet published is missing. Pay follows the commit logs, as
+    `pocketgrid ledger` adds them up.
+    """
 
     earned: Money
     """For items that are final."""
