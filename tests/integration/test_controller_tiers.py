@@ -66,7 +66,9 @@ async def test_an_internal_job_waits_for_a_vetted_device_and_the_others_see_noth
     for agent in (stranger, vetted):
         await attached(world, agent)
     await eventually(
-        lambda: world.get(JOBS, "secret"), lambda job: "2 tier Public is below data class Internal" in said(job)
+        lambda: world.get(JOBS, "secret"),
+        lambda job: "2 tier Public is below data class Internal" in said(job),
+        within=40,
     )
     assert models_on(world, vetted) == []
 
