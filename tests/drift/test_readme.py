@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pocketgrid.api.convert import to_job_spec
+from pocketgrid.model.trust import VerificationMode
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/benchmarks.md", "edge_agent/README.md"]
@@ -29,7 +30,7 @@ def shell_lines() -> list[str]:
 
 
 def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = [line.split()[1] for line in shell_lines() if line.startswith("make ")]
     assert {"demo", "test"} <= set(named)
     assert set(named) <= targets
@@ -56,11 +57,13 @@ def test_ci_runs_what_the_readme_says() -> None:
 
 
 def test_the_job_shown_is_a_valid_job() -> None:
-    (text,) = blocks("yaml")
+    text, verification = blocks("yaml")
     body = yaml.safe_load(text)
     body["metadata"]["uid"] = "0"
     spec = to_job_spec(body)
     assert spec.placement.hardware_classes == ("phones", "boards")
+    body["spec"] |= yaml.safe_load(verification)["spec"]
+    assert to_job_spec(body).verification.mode is VerificationMode.ADAPTIVE
 
 
 def test_the_demos_last_line_has_the_keys_shown() -> None:

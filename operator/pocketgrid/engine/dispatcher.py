@@ -424,7 +424,8 @@ class Dispatcher:
         for name in machine.committing_devices:
             held[name] = held.get(name, 0) + 1
         out = sum(count * self._fleet.worker(name, job.spec).price for name, count in held.items())
-        exposure = Exposure(job.store.pay.earned_micro, job.store.pay.held_micro, out * per_shard)
+        owed = job.verification.owed_micro if job.verification is not None else 0
+        exposure = Exposure(job.store.pay.earned_micro, job.store.pay.held_micro, out * per_shard + owed)
         price = self._fleet.worker(record.name, job.spec).price
         # A last shard of the job that is shorter is paid for in full here and costs less.
         allowed = affordable_rows(budget, exposure, price, shards * per_shard) // per_shard

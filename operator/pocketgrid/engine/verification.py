@@ -148,6 +148,11 @@ class JobVerification:
                 by_worker = self.unpaid.setdefault(sample.shard, {})
                 by_worker[worker] = by_worker.get(worker, 0) + 1
 
+    @property
+    def owed_micro(self) -> int:
+        """What checks that were answered will cost if what they were about becomes final, micro-units."""
+        return sum(worker.price * rows for by_worker in self.unpaid.values() for worker, rows in by_worker.items())
+
     def take_earned(self, shards: Iterable[int]) -> dict[Worker, dict[int, int]]:
         """Who is to be paid for checks now that `shards` are final: rows by shard, by worker."""
         earned: dict[Worker, dict[int, int]] = {}
