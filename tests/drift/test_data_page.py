@@ -65,4 +65,4 @@ def test_every_limit_named_is_the_real_one(told: str, meant: bool | None) -> Non
 def test_limits_that_are_written_out() -> None:
     assert (jsonl._SAMPLE_LINES, jsonl._SEARCHED_LINES) == (256, 1024)
     assert Damage.KEYS == "DuplicateKeys"
-    assert parquet.WHOLE_BYTES == 32 << 20
+    assert parquet.WHOLE_BYTES == 16 << 20
