@@ -23,7 +23,7 @@ import numpy as np
 
 from hack import joining
 from pocketgrid.settings import EngineSettings, GatewaySettings
-from pocketgrid_agent.credentials import FILE
+from pocketgrid_agent.credentials import FILE, KEY_FILE
 from pocketgrid_agent.engine_facts import known_facts
 from tests.faults.checker import Expected
 from tests.faults.nursery import Birth, Nursery, Process
@@ -484,9 +484,14 @@ class World:
         ]  # fmt: skip
         if not (folder / "state").exists():
             shutil.copytree(self._job.folder / "agent", folder / "state")
+        # The worlds of a campaign share one gateway folder, and so the devices that are known there.
+        joined = self._shared / "joined" / device.name
+        if not (joined / FILE).exists():
+            await joining.enrol(self._shared / "gateway", joined, device.name, "127.0.0.1:1", owner="chaos")
         if not (folder / "state" / FILE).exists():
-            # Its clock may be wrong, and it dials a proxy; both are for the agent to cope with, not for this.
-            await joining.enrol(self._shared / "gateway", folder / "state", device.name, "127.0.0.1:1", owner="chaos")
+            # A twin is a copy, key and all; another key under the same name would be shut out.
+            for file in (KEY_FILE, FILE):
+                shutil.copy(joined / file, folder / "state" / file)
         clock = device.folder / "clock"
         if not clock.exists():
             _set_clock(device, 0.0)
