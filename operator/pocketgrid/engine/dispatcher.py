@@ -375,7 +375,8 @@ class Dispatcher:
         count = self._affordable(job, record, count)
         if not count:
             return False
-        cut = job.machine.hand_out(record.name, count, now, self._deadline(job, record, count, now))
+        barred = job.verification.barred.get(record.name, ()) if job.verification is not None else ()
+        cut = job.machine.hand_out(record.name, count, now, self._deadline(job, record, count, now), but=barred)
         if cut is None:
             return False
         self._seat(job, record)

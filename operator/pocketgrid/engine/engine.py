@@ -26,7 +26,6 @@ from pocketgrid.engine.grid import Grid
 from pocketgrid.engine.history import Recorder
 from pocketgrid.engine.jobrun import JobRun
 from pocketgrid.engine.lifecycle import Lifecycle
-from pocketgrid.engine.verifier import waits_for_checks
 from pocketgrid.engine.views import view_device, view_job
 from pocketgrid.model import events as ev
 from pocketgrid.model.device import HardwareClass, NodeView
@@ -347,7 +346,7 @@ class Engine:
                 self._dispatcher.serve_needy()
 
     def _settle_last(self, job: JobRun) -> None:
-        if job.verification is None or not waits_for_checks(job):
+        if job.verification is None or job.stage is not Stage.RUNNING:
             return
         devices = self._grid.fleet.devices.values()
         present = (r for r in devices if r.presence is Presence.CONNECTED and r.wants_work)

@@ -67,6 +67,7 @@ class JobVerification:
         kept: answers to samples whose question is open, in the order in which they came.
         look_again: monotonic seconds when a dispute nobody can decide is looked at again.
         origins: who brought what is provisional.
+        barred: shards that a device is not to have again, because nobody agreed with what it brought.
         unpaid: by shard, how many of its rows agreed in checks, by who computed these.
         taken_back: by device that was found out here, how many shards were taken back from it.
         paid_before: by device, micro-units it had earned when this process opened the job.
@@ -84,6 +85,7 @@ class JobVerification:
     taken_back: dict[DeviceName, int] = field(default_factory=dict)
     paid_before: dict[str, int] = field(default_factory=dict)
     origins: dict[int, Witness] = field(default_factory=dict)
+    barred: dict[DeviceName, set[int]] = field(default_factory=dict)
     _versions: dict[int, int] = field(default_factory=dict)
     _trials: int = 0
 

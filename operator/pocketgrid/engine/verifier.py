@@ -44,7 +44,7 @@ NO_CONSENSUS = "NoConsensus"
 """A job failed because devices never agreed about some of its shards."""
 
 LAST_RESORT_S = 3.0
-"""How often it is looked at whether a dispute can still be decided, once a job has nothing else to do."""
+"""How often it is looked at whether there is anybody who can still decide a dispute."""
 
 
 class Withheld(Enum):
@@ -204,9 +204,9 @@ class Verifier:
             verification.machine.check_lost(known.check.number)
 
     def settle_last(self, job: JobRun, records: Iterable[DeviceRecord]) -> None:
-        """Nothing else is left to do: decide disputes that none of the devices there are can decide any more."""
+        """Decide disputes that none of the devices there are, `records`, can decide any more."""
         verification, now = job.verification, self._grid.clock.monotonic()
-        if verification is None or verification.open or now < verification.look_again:
+        if verification is None or now < verification.look_again:
             return
         verification.look_again = now + LAST_RESORT_S
         witnesses = [self.witness(record) for record in records]
@@ -316,7 +316,9 @@ class Verifier:
                 case trust.Disproved():
                     log.warning("disproved job=%s device=%s shards=%d", job.spec.key, effect.device, len(effect.shards))
                     reopened += effect.shards
+                    job.verification.barred.setdefault(effect.device, set()).update(effect.shards)
                 case trust.NoConsensus():
+                    job.verification.barred.setdefault(effect.device, set()).update(effect.shards)
                     log.warning("no consensus job=%s shards=%d", job.spec.key, len(effect.shards))
                     reopened += effect.shards
                     if effect.times > job.spec.limits.backoff_limit_per_shard:

@@ -21,7 +21,7 @@ if its shard is open. What must be unique is the commit, not the computation.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -86,11 +86,20 @@ class JobMachine:
             self._running_since = now
         return [*self._check_failed_items(), *self._check_done()]
 
-    def hand_out(self, device: DeviceName, count: int, now: float, deadline: float) -> ev.LeaseCut | None:
-        """Give `device` a lease of up to `count` pending shards, lowest first; None if there is nothing to give."""
+    def hand_out(
+        self, device: DeviceName, count: int, now: float, deadline: float, *, but: Collection[int] = ()
+    ) -> ev.LeaseCut | None:
+        """Give `device` a lease of up to `count` pending shards, lowest first; None if there is nothing to give.
+
+        Args:
+            but: shards it is not to have.
+        """
         if self.stage is not Stage.RUNNING or count <= 0:
             return None
+        withheld = [shard for shard in but if self.pending.discard(shard)]
         shards = self.pending.take_first(count)
+        for shard in withheld:
+            self.pending.add(shard)
         if not shards:
             return None
         return self._lease(device, shards, now, deadline, copy=False)
