@@ -22,6 +22,9 @@ from pocketgrid.trust.windows import Window, samples_of
 PATIENCE_S = 30.0
 """If something has waited so long, a busy device gets a check that is not full, and one may check more of a window."""
 
+IDLE_PATIENCE_S = 2.0
+"""The same where a device has nothing else to do: whoever else could have taken it would have done so by now."""
+
 SPREAD = 4
 """A window's samples go to so many checkers at least, where there are as many; or to each one, where it has fewer."""
 
@@ -101,7 +104,10 @@ class CheckDesk:
 
     def samples(self, witness: Witness, idle: bool, now: float) -> Check | None:
         """Disputed and waiting items, as many as a shard has; fewer for the idle, or if something has waited long."""
-        stuck = self._waiting_since is not None and now - self._waiting_since >= PATIENCE_S
+        # What was given out in vain waits again without anybody having said when.
+        self.note_waiting(now)
+        patience_s = IDLE_PATIENCE_S if idle else PATIENCE_S
+        stuck = self._waiting_since is not None and now - self._waiting_since >= patience_s
         partial = idle or stuck
         room = self._grid.per_shard
         if not partial and self._wanted() < max(room, self._worth_trying):
