@@ -22,7 +22,7 @@ from pocketgrid.trust.windows import Window, samples_of
 PATIENCE_S = 30.0
 """If something has waited so long, a busy device gets a check that is not full, and one may check more of a window."""
 
-IDLE_PATIENCE_S = 2.0
+IDLE_PATIENCE_S = 5.0
 """The same where a device has nothing else to do: whoever else could have taken it would have done so by now."""
 
 SPREAD = 4
@@ -157,7 +157,6 @@ class CheckDesk:
         for sample in disputes:
             self._questions.ask(sample, check.number, witness)
         self._flights[check.number] = Flight(witness, check, windows, origins | traps)
-        self._waiting_since = now if self._wanted() else None
         self._worth_trying = 0
         return check
 
@@ -169,6 +168,10 @@ class CheckDesk:
         if flight is None or (device is not None and flight.witness.device != device):
             return None
         return self._flights.pop(number)
+
+    def progressed(self, now: float) -> None:
+        """A check was answered. Handing one out is no progress: whoever gets it may never answer."""
+        self._waiting_since = now if self._wanted() or self._flights else None
 
     def expel(self, device: DeviceName) -> Sequence[int]:
         """What `device` brought is no measure for others. Returns the numbers of the checks it has."""

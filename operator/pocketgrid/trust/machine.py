@@ -46,7 +46,7 @@ from pocketgrid.trust.questions import Question, Questions
 from pocketgrid.trust.reputation import Reputations
 from pocketgrid.trust.standing import Standing
 from pocketgrid.trust.summary import Summary, Tally
-from pocketgrid.trust.voting import Ballot, Outcome, count_heads, is_spent, odds_against, resolve
+from pocketgrid.trust.voting import SETTLING_ODDS, Ballot, Outcome, count_heads, is_spent, odds_against, resolve
 from pocketgrid.trust.windows import Subject, Window, samples_of, shard_of
 
 
@@ -204,6 +204,7 @@ class VerificationMachine:
         flight = self._desk.take_back(number, witness.device)
         if flight is None:
             return []
+        self._desk.progressed(now)
         self.tally.checked += len(agrees)
         if flight.check.replica:
             return self._replica_answered(flight, agrees, now)
@@ -283,6 +284,11 @@ class VerificationMachine:
             elif question.ballot.voices > 2 or question.window is None:
                 effects += self._give_up(subject, now)
         return effects + self._finish_held(now)
+
+    def failed_trial(self, witness: Witness, wrong: Iterable[Sample], now: float) -> list[Effect]:
+        """`witness` answered items with known answers wrongly, see `probation`: that is evidence as any other."""
+        self._expelled.clear()
+        return [effect for s in wrong for effect in self._refute(witness, SETTLING_ODDS, s.shard, now)]
 
     # ---- windows ----
 
@@ -483,8 +489,6 @@ class VerificationMachine:
             if subject in self._questions:
                 effects += self._settle(subject, now)
         return effects
-
-    # ---- small ----
 
     def _rows(self, shards: IndexSet) -> int:
         last = self.grid.shards - 1

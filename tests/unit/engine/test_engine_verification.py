@@ -330,5 +330,6 @@ async def test_a_newcomer_proves_itself_on_known_answers_before_it_gets_work(tmp
         await until(engine, lambda: liar.told > 0)
         await job_reaches(engine, spec, Stage.COMPLETE)
         assert liar.seen == 8, "one trial, and nothing after it"
+        assert engine.device_views()[liar.identity.name].distrusted
         assert len(honest.computed) > 1
     check_output(tmp_path, spec, 4000)
