@@ -271,9 +271,8 @@ class Verifier:
             if record is not None and not passed:
                 wrong = len(agreed) - sum(agreed)
                 record.set_back(job.uid, now, f"TrialFailed: {wrong} of {len(agreed)} known answers were wrong")
-            missed = [sample for sample, same in agrees.items() if not same[0]]
             wall = self._grid.clock.wall()
-            self._carry_out(job, job.verification.machine.failed_trial(known.witness, missed, wall))
+            self._carry_out(job, job.verification.machine.tried(known.witness, agrees, wall))
         self._grid.mark(device)
 
     async def _compare_late(self, job: JobRun, witness: Witness, outcome: ShardOutcome) -> None:

@@ -15,8 +15,7 @@ Life of a provisional shard:
 - Quorum: replicas of the whole shard, until enough agree or too many were asked.
 
 A device that is caught loses everything provisional, its voice in open questions, and what it vouched for in windows
-that are not final. Checks are full of items of several devices, a few of which are already final (traps); who gets one
-cannot tell whose they are, nor that it is one.
+that are not final. Checks are full of items of several devices, a few of them final (traps); nobody can tell which.
 """
 
 from __future__ import annotations
@@ -285,9 +284,10 @@ class VerificationMachine:
                 effects += self._give_up(subject, now)
         return effects + self._finish_held(now)
 
-    def failed_trial(self, witness: Witness, wrong: Iterable[Sample], now: float) -> list[Effect]:
-        """`witness` answered items with known answers wrongly, see `probation`: that is evidence as any other."""
+    def tried(self, witness: Witness, agrees: Mapping[Sample, tuple[bool, ...]], now: float) -> list[Effect]:
+        """`witness` answered items with known answers, see `probation`: what is wrong is evidence as any other."""
         self._expelled.clear()
+        wrong = self.tally.tried(agrees)
         return [effect for s in wrong for effect in self._refute(witness, SETTLING_ODDS, s.shard, now)]
 
     # ---- windows ----

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pocketgrid.model.ids import DeviceName
+from pocketgrid.trust.effects import Sample
 
 CONFIDENCE = 0.95
 
@@ -74,6 +75,14 @@ class Tally:
     disagreed: int = 0
     wrong_final: int = 0
     _shares: dict[DeviceName, _Share] = field(default_factory=dict)
+
+    def tried(self, agrees: Mapping[Sample, tuple[bool, ...]]) -> list[Sample]:
+        """A device was tested on items with known answers. Returns those it got wrong."""
+        wrong = [sample for sample, same in agrees.items() if not same[0]]
+        self.checked += len(agrees)
+        self.compared += len(agrees)
+        self.disagreed += len(wrong)
+        return wrong
 
     def final(self, device: DeviceName, rows: int, samples: int) -> None:
         """`rows` of `device` are final after `samples` of them agreed."""
