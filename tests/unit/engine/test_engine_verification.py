@@ -333,3 +333,13 @@ async def test_a_newcomer_proves_itself_on_known_answers_before_it_gets_work(tmp
         assert engine.device_views()[liar.identity.name].distrusted
         assert len(honest.computed) > 1
     check_output(tmp_path, spec, 4000)
+
+
+async def test_a_stranger_that_does_not_answer_holds_no_more_than_its_first_lease(tmp_path, make_job) -> None:
+    spec = make_job(4000, 20)
+    async with strangers(tmp_path) as engine:
+        (silent,) = attach(engine, "eve", kind=Boaster, items_per_second=0.01)
+        (busy,) = attach(engine, "ada", items_per_second=4000)
+        engine.submit(spec)
+        await until(engine, lambda: len(busy.computed) >= 60)
+        assert silent.identity.slots <= len(silent.queue) <= 2 * silent.identity.slots
