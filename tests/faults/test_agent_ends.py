@@ -20,7 +20,7 @@ async def peer() -> AsyncIterator[GatewayPeer]:
 
 @pytest.fixture
 async def agent(peer: GatewayPeer, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    made = AgentProcess(peer, tmp_path / "home", extra=("--state-dir", str(tmp_path / "state")))
+    made = AgentProcess(peer, tmp_path / "home")
     try:
         yield made
     finally:
@@ -42,7 +42,7 @@ async def test_a_device_replaced_at_work_ends_without_a_stumble(
     assert await agent.ended() == 3
     assert "Traceback" not in agent.text()
     assert "ERROR" not in agent.text()
-    with sqlite3.connect(tmp_path / "state" / "journal.sqlite3") as journal:
+    with sqlite3.connect(tmp_path / "home/.local/state/pocketgrid-agent/journal.sqlite3") as journal:
         (kept,) = journal.execute("SELECT count(*) FROM results").fetchone()
     journal.close()
     assert 3 <= kept < 40, "what was finished is kept, and the rest was not computed for nobody"

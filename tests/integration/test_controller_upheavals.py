@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hack.controlplane import ControlPlane, ControlPlaneError, Kind
-from pocketgrid.controller.client import EDGE_NODES, JOBS
+from pocketgrid.controller.client import EDGE_NODES, JOBS, NotFoundError
 from pocketgrid.storage.results import verify
 from tests.integration.controller_world import Operator, World, a_world, eventually
 
@@ -95,7 +95,9 @@ async def test_definitions_deleted_and_applied_again(operator: Operator, caplog:
     await eventually(lambda: world.cluster.list(JOBS), lambda _: True)
     await create(world, world.job("after"))
     await world.job_with("after", Complete="True", within=20)
-    await eventually(lambda: world.get(EDGE_NODES, phone.name), bool)
+    # With its EdgeNode went the device's right to be here; only joining makes another.
+    with pytest.raises(NotFoundError):
+        await world.get(EDGE_NODES, phone.name)
     assert verify(f"file://{world.folder}/out-after") == []
     # The same object again, by the same name and with the same output, goes on where the first one stopped.
     phone.items_per_second = 50_000.0

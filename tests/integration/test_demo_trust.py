@@ -1,4 +1,4 @@
-"""The demonstration of trust itself, with fewer rows: real API server, real operator, real agents, two of them liars."""
+"""The demonstration of trust, with fewer rows: real API server, operator and agents, two of them liars."""
 
 import json
 import subprocess
