@@ -106,6 +106,8 @@ async def test_of_two_operators_a_sleeping_one_is_replaced_and_does_no_harm_when
         assert after["leaseTransitions"] == before["leaseTransitions"]
         assert LEADING not in second.said()
 
+    # What its library says of an API server that comes back is another matter.
+    fell_asleep = len(first.said())
     first.signal(signal.SIGSTOP)
     door.target = second_port
     took = await second.says(READY, TAKE_OVER_S + 5)
@@ -116,7 +118,7 @@ async def test_of_two_operators_a_sleeping_one_is_replaced_and_does_no_harm_when
     first.signal(signal.SIGCONT)
     assert await first.ended(15) == 1
     assert "another operator has taken" in first.said()
-    assert "Traceback" not in first.said()
+    assert "Traceback" not in first.said()[fell_asleep:]
     # What the first one still had in hand has not set anything back.
     assert await shards_done(world, "bulky") >= seen
     grid.throttle(0)
