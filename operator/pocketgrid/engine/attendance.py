@@ -442,8 +442,9 @@ class Attendance:
         However fast a device says it is, it has not been much faster than its answers came.
         """
         assert job.machine is not None
-        held = job.machine.attempts_of(record.name)
-        since = record.progress_at.get(job.uid) or min((a.handed for a in held), default=now)
+        since = record.progress_at.get(job.uid)
+        if since is None:
+            since = min((a.handed for a in job.machine.attempts_of(record.name)), default=now)
         items = sum(outcome.outputs[0].items for outcome in outcomes if outcome.outputs)
         return (now - since) * record.identity.slots / (items * SPEED_DOUBT) if items else 0.0
 

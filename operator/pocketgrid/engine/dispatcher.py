@@ -370,8 +370,8 @@ class Dispatcher:
             return check
         if record.tier is not TrustTier.OWNED and job.uid not in record.progress_at:
             # How fast it is at this job is only its own word so far. It is asked more than once before it has answered.
-            held = len(job.machine.attempts_of(record.name))
-            count = min(count, max(0, FIRST_LEASE_SHARDS * record.identity.slots - held))
+            first = FIRST_LEASE_SHARDS * record.identity.slots
+            count = min(count, max(0, first - self._held(job, record.name)))
         count = self._affordable(job, record, count)
         if not count:
             return False

@@ -350,7 +350,7 @@ class Engine:
             return
         devices = self._grid.fleet.devices.values()
         present = (r for r in devices if r.presence is Presence.CONNECTED and r.wants_work)
-        self._verifier.settle_last(job, [r for r in present if self._dispatcher.eligible(job, r)])
+        self._verifier.settle_last(job, (r for r in present if self._dispatcher.eligible(job, r)))
 
 
 @contextmanager

@@ -307,7 +307,6 @@ class Verifier:
     def _carry_out(self, job: JobRun, effects: Sequence[trust.Effect], answer: Answer | None = None) -> None:
         """Carry out `effects` in order; they follow from `answer`, if one was given."""
         assert job.verification is not None
-        assert job.machine is not None
         broken = ""
         verified: list[int] = []
         reopened: list[int] = []
@@ -339,7 +338,8 @@ class Verifier:
         job.verification.became_final(verified)
         job.verification.note_distrusted(effects, self._grid.fleet.distrusted)
         # Known answers were final before they were asked for again.
-        known = [shard for shard in job.verification.unpaid if shard in job.machine.verified]
+        asked = {sample.shard for sample in answer.rows} & job.verification.unpaid.keys() if answer is not None else ()
+        known = [shard for shard in asked if shard in job.verification.machine.verified]
         if verified or reopened or known:
             self._grid.spawn(self._settle(job, verified, reopened, known), name=f"settle-{job.spec.key}")
         if broken:
