@@ -442,9 +442,8 @@ class Attendance:
         However fast a device says it is, it has not been much faster than its answers came.
         """
         assert job.machine is not None
-        since = record.progress_at.get(job.uid)
-        if since is None:
-            since = min((a.handed for a in job.machine.attempts_of(record.name)), default=now)
+        held = job.machine.attempts_of
+        since = record.progress_at.get(job.uid) or min((a.handed for a in held(record.name)), default=now)
         items = sum(outcome.outputs[0].items for outcome in outcomes if outcome.outputs)
         return (now - since) * record.identity.slots / (items * SPEED_DOUBT) if items else 0.0
 
