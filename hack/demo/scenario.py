@@ -150,7 +150,7 @@ def _follow_job(control_plane: ControlPlane, world: World, rows: int, blows: Ite
 
         def step() -> bool:
             bar.update(task, completed=job.done, note=_note(job))
-            if job.is_true("Failed") or job.condition("Accepted").get("status") == "False":
+            if job.ended_badly:
                 raise DemoError(f"the job ended badly: {json.dumps(job.status.get('conditions'), indent=1)}")
             if waiting and job.done >= waiting[0].at * rows:
                 waiting.pop(0).strike()

@@ -44,6 +44,11 @@ class ObjectWatch:
         """Whether a condition is True."""
         return bool(self.condition(kind).get("status") == "True")
 
+    @property
+    def ended_badly(self) -> bool:
+        """Whether a job was refused, or has failed."""
+        return self.is_true("Failed") or self.condition("Accepted").get("status") == "False"
+
     def __enter__(self) -> Self:
         """Begin to follow."""
         self._thread.start()

@@ -133,7 +133,7 @@ def _follow_job(
             verification = job.status.get("verification", {})
             note = f"{verification.get('rowsVerified', 0)} verified, {verification.get('redundancy', '1')} x the work"
             bar.update(task, completed=job.done, note=note)
-            if job.is_true("Failed") or job.condition("Accepted").get("status") == "False":
+            if job.ended_badly:
                 raise DemoError(f"the job ended badly: {json.dumps(job.status.get('conditions'), indent=1)}")
             if not signal.exists() and job.done >= TURN_AT * rows and _trusted_items(control_plane, turncoat) > 0:
                 signal.touch()
